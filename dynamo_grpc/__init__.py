@@ -1,0 +1,82 @@
+"""dynamo-grpc: a service mesh for inference workers.
+
+This list is the public surface; everything else in the package may change.
+"""
+
+from dynamo_grpc.cards import ModelInput, ModelType
+from dynamo_grpc.client import Annotated, Client, ResponseStream
+from dynamo_grpc.context import Context, current_context
+from dynamo_grpc.errors import (
+    CardMismatchError,
+    ConfigurationError,
+    ContextLengthError,
+    DeadlineError,
+    DrainingError,
+    EndpointNotFoundError,
+    EngineShutdown,
+    HandlerEndedError,
+    HandlerOutputError,
+    HttpError,
+    InstanceLostError,
+    InternalError,
+    InvalidNameError,
+    InvalidRequestError,
+    MeshError,
+    ModelNotFoundError,
+    NoInstancesError,
+    OverloadedError,
+    RegistryError,
+    RequestCancelledError,
+    TooLargeError,
+    UnsupportedError,
+)
+from dynamo_grpc.handlers import dynamo_endpoint
+from dynamo_grpc.messages import set_fields
+from dynamo_grpc.routing import RouterMode
+from dynamo_grpc.runtime import DistributedRuntime, dynamo_worker, register_llm, register_model
+from dynamo_grpc.serving import register_server
+from dynamo_grpc.version import VERSION as __version__
+from dynamo_grpc.worker import Worker, run
+
+__all__ = [
+    "Annotated",
+    "CardMismatchError",
+    "Client",
+    "ConfigurationError",
+    "Context",
+    "ContextLengthError",
+    "DeadlineError",
+    "DistributedRuntime",
+    "DrainingError",
+    "EndpointNotFoundError",
+    "EngineShutdown",
+    "HandlerEndedError",
+    "HandlerOutputError",
+    "HttpError",
+    "InstanceLostError",
+    "InternalError",
+    "InvalidNameError",
+    "InvalidRequestError",
+    "MeshError",
+    "ModelInput",
+    "ModelNotFoundError",
+    "ModelType",
+    "NoInstancesError",
+    "OverloadedError",
+    "RegistryError",
+    "RequestCancelledError",
+    "ResponseStream",
+    "RouterMode",
+    "TooLargeError",
+    "UnsupportedError",
+    "Worker",
+    "__version__",
+    "current_context",
+    "dynamo_endpoint",
+    "dynamo_worker",
+    "register_llm",
+    "register_model",
+    "register_server",
+    "run",
+    "set_fields",
+]

@@ -1,0 +1,385 @@
+"""A client of one endpoint: it watches the instances, routes, streams, cancels.
+
+A request whose attempt fails before its first output goes to another instance: nothing was sent to anybody yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self
+
+from dynamo_grpc.connections import Connections
+from dynamo_grpc.context import Context, current_context
+from dynamo_grpc.delivery import Delivery, M, OutputStream
+from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, RegistryError, Retry, names
+from dynamo_grpc.instances import InstanceSet, Live
+from dynamo_grpc.messages import from_dict, from_value, to_value
+from dynamo_grpc.names import INSTANCES, EndpointName, nearest
+from dynamo_grpc.records import read_instances
+from dynamo_grpc.registry.base import Registry, View
+from dynamo_grpc.routing import Candidate, Policy, RouterMode, make_policy
+from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
+
+#: How many instances a request is tried at before its first output.
+MAX_ATTEMPTS = 4
+_REGISTRY_S = 10.0
+_REASONS = {
+    inference_pb2.FINISH_REASON_STOP: "stop",
+    inference_pb2.FINISH_REASON_LENGTH: "length",
+    inference_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    inference_pb2.FINISH_REASON_CONTENT_FILTER: "content_filter",
+    inference_pb2.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+class RoutedStream(Generic[M]):
+    """The outputs of one request, wherever it runs: an async iterator; use it with `async with`, or read it to its end.
+
+    Args:
+        open_at: opens the request at an instance.
+        choose: picks an instance that is not excluded, or raises.
+
+    Attributes:
+        instance: who serves it now.
+    """
+
+    def __init__(self, open_at: Callable[[Live], OutputStream[M]], choose: Callable[[frozenset[int]], Live]) -> None:
+        self._open_at, self._choose = open_at, choose
+        self._failed: set[int] = set()
+        self._has_output = False
+        self._stream = open_at(choose(frozenset()))
+
+    @property
+    def instance(self) -> model_card_pb2.Instance:
+        """Who serves it now."""
+        return self._stream.instance
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> M:
+        while True:
+            try:
+                message = await self._stream.__anext__()
+            except MeshError as error:
+                self._go_elsewhere(error)
+                continue
+            self._has_output = True
+            return message
+
+    def _go_elsewhere(self, error: MeshError) -> None:
+        if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
+            raise error
+        self._failed.add(self.instance.instance_id)
+        if len(self._failed) >= MAX_ATTEMPTS:
+            raise error
+        try:
+            live = self._choose(frozenset(self._failed))
+        except MeshError:
+            raise error from None
+        self._stream = self._open_at(live)
+
+    async def aclose(self) -> None:
+        """Leave the stream: the worker is told."""
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Router:
+    """Sends requests to the instances of a set.
+
+    Args:
+        describe: what the set is, for the error when it is empty.
+    """
+
+    def __init__(
+        self, instances: InstanceSet, delivery: Delivery, describe: str, rng: random.Random | None = None
+    ) -> None:
+        self.instances, self._delivery, self._describe = instances, delivery, describe
+        self._rng = rng or random.Random()
+        self._policies: dict[RouterMode, Policy | None] = {}
+
+    def choose(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
+        """Pick an instance.
+
+        Raises:
+            NoInstancesError: there is none left.
+            InvalidRequestError: direct mode without an instance id.
+        """
+        if instance_id is not None:
+            live = self.instances.get(instance_id)
+            if live is None or instance_id in excluded:
+                known = [str(other.instance_id) for other in self.instances.all()]
+                raise NoInstancesError(f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}")
+            return live
+        if mode not in self._policies:
+            self._policies[mode] = make_policy(mode, self._rng)
+        policy = self._policies[mode]
+        if policy is None:
+            raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
+        routable = {live.instance_id: live for live in self.instances.routable(excluded)}
+        if not routable:
+            down = len(self.instances.all()) - len(excluded)
+            state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
+            raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
+        chosen = policy.choose([Candidate(i, live.connection.num_inflight) for i, live in routable.items()])
+        return routable[chosen.instance_id]
+
+    def generate(
+        self,
+        request: inference_pb2.PreprocessedRequest,
+        context: Context,
+        mode: RouterMode,
+        instance_id: int | None = None,
+    ) -> RoutedStream[inference_pb2.GenerateResponse]:
+        """Send a request to a model."""
+        return RoutedStream(
+            lambda live: self._delivery.open_generate(live, request, context),
+            lambda excluded: self.choose(mode, instance_id, excluded),
+        )
+
+    def call(
+        self, request: endpoint_pb2.CallRequest, context: Context, mode: RouterMode, instance_id: int | None = None
+    ) -> RoutedStream[endpoint_pb2.CallResponse]:
+        """Send a request to an endpoint of any kind."""
+        return RoutedStream(
+            lambda live: self._delivery.open_call(live, request, context),
+            lambda excluded: self.choose(mode, instance_id, excluded),
+        )
+
+
+class Annotated:
+    """One item of a stream."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def data(self) -> Any:
+        """What the handler yielded: a JSON value or bytes; a dict for a model's output."""
+        return self._data
+
+    def event(self) -> str | None:
+        """Name of the event, for items that are no data; none are sent now."""
+        return None
+
+    def comments(self) -> list[str]:
+        """Comments on the item; none are sent now."""
+        return []
+
+    def is_error(self) -> bool:
+        """Always False: errors are raised."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"Annotated({self._data!r})"
+
+
+class ResponseStream:
+    """What `Client.generate` returns: an async iterator of items."""
+
+    def __init__(self, stream: RoutedStream[Any], *, annotated: bool) -> None:
+        self._stream, self._annotated = stream, annotated
+        self._pending: list[Any] = []
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._pending:
+            self._pending = list(_values(await self._stream.__anext__()))
+        value = self._pending.pop(0)
+        return Annotated(value) if self._annotated else value
+
+    async def aclose(self) -> None:
+        """Leave the stream: the worker is told."""
+        await self._stream.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse) -> Iterator[Any]:
+    if isinstance(message, endpoint_pb2.CallResponse):
+        yield message.data if message.WhichOneof("payload") == "data" else from_value(message.json)
+        return
+    for position, delta in enumerate(message.choices):
+        item: dict[str, Any] = {"token_ids": list(delta.token_ids), "index": delta.index}
+        if delta.HasField("text"):
+            item["text"] = delta.text
+        if delta.HasField("logprobs"):
+            item["log_probs"] = list(delta.logprobs.token_logprobs)
+        if delta.HasField("finish"):
+            item["finish_reason"] = _REASONS.get(delta.finish.reason, "stop")
+        if message.HasField("usage") and position == len(message.choices) - 1:
+            prompt, completion = message.usage.prompt_tokens, message.usage.completion_tokens
+            item["completion_usage"] = {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            }
+        yield item
+
+
+class Client:
+    """A client of one endpoint; `await endpoint.client()` makes it.
+
+    A request is a JSON value or bytes, for an endpoint that serves a model a dict of PreprocessedRequest's fields, a list
+    of token ids, or the message itself.
+    """
+
+    def __init__(
+        self,
+        name: EndpointName,
+        registry: Registry,
+        connections: Connections,
+        delivery: Delivery,
+        router_mode: RouterMode = RouterMode.RoundRobin,
+    ) -> None:
+        self.name = name
+        self._registry = registry
+        self._mode = router_mode
+        self._view = View.start(registry, name.instances_prefix)
+        self._instances = InstanceSet(self._view, connections)
+        self._router = Router(self._instances, delivery, f"endpoint {name}")
+
+    def instance_ids(self) -> list[int]:
+        """Ids of the instances that can be called now."""
+        return [live.instance_id for live in self._instances.routable()]
+
+    def instances(self) -> list[model_card_pb2.Instance]:
+        """All instances that the registry lists."""
+        return [live.instance for live in self._instances.all()]
+
+    async def wait_for_instances(self, timeout_s: float | None = None) -> list[int]:
+        """Wait until at least one instance can be called; returns their ids.
+
+        Raises:
+            NoInstancesError: none within `timeout_s`; says what the registry has.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._view.wait_ready()
+                while not self.instance_ids():
+                    await self._instances.wait_changed()
+        except TimeoutError:
+            raise NoInstancesError(
+                f"no instance of {self.name} within {timeout_s:g} s: {await self._what_there_is()}"
+            ) from None
+        return self.instance_ids()
+
+    async def _what_there_is(self) -> str:
+        try:
+            entries = await self._registry.list(INSTANCES, timeout_s=2.0)
+        except (TimeoutError, OSError):
+            return f"{self._registry.description} does not answer"
+        known = sorted({f"{i.namespace}.{i.component}.{i.endpoint}" for i in read_instances(entries)})
+        hint = nearest(str(self.name), known)
+        return f"{self._registry.description} lists {names(known)}" + (
+            f" (did you mean {hint!r}?)" if hint and hint != str(self.name) else ""
+        )
+
+    async def generate(self, request: Any = None, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        """Send a request to an instance that the client's router mode picks.
+
+        The context is that of the request being handled, if there is one and no other is given: stopping or killing it
+        does the same here.
+
+        Raises:
+            NoInstancesError: nobody serves the endpoint; names what there is.
+            InvalidRequestError: the request can't be sent to such an endpoint.
+            Errors of the worker are raised by the stream.
+        """
+        return await self._send(request, self._mode, None, annotated, context)
+
+    async def round_robin(
+        self, request: Any = None, annotated: bool = True, context: Context | None = None
+    ) -> ResponseStream:
+        """As `generate`, each instance in turn."""
+        return await self._send(request, RouterMode.RoundRobin, None, annotated, context)
+
+    async def random(self, request: Any = None, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+        """As `generate`, any instance."""
+        return await self._send(request, RouterMode.Random, None, annotated, context)
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Context | None = None
+    ) -> ResponseStream:
+        """As `generate`, exactly this instance; never tried elsewhere."""
+        return await self._send(request, RouterMode.Direct, instance_id, annotated, context)
+
+    async def _send(
+        self, request: Any, mode: RouterMode, instance_id: int | None, annotated: bool, context: Context | None
+    ) -> ResponseStream:
+        context = context or current_context() or Context()
+        try:
+            async with asyncio.timeout(_REGISTRY_S):
+                await self._view.wait_ready()
+        except TimeoutError:
+            raise RegistryError(f"{self._registry.description} does not answer") from None
+        listed = self._instances.all()
+        if not listed:
+            raise NoInstancesError(
+                f"no instances found for endpoint {self.name}: {await self._what_there_is()}", retry_after_s=1.0
+            )
+        if listed[0].instance.kind == model_card_pb2.ENDPOINT_KIND_MODEL:
+            message = to_preprocessed_request(request)
+            stream: RoutedStream[Any] = self._router.generate(message, context, mode, instance_id)
+        else:
+            call = endpoint_pb2.CallRequest(endpoint=str(self.name))
+            if isinstance(request, (bytes, bytearray)):
+                call.data = bytes(request)
+            else:
+                try:
+                    call.json.CopyFrom(to_value(request))
+                except TypeError as error:
+                    raise InvalidRequestError(f"the request is no JSON value: {error}") from None
+            stream = self._router.call(call, context, mode, instance_id)
+        return ResponseStream(stream, annotated=annotated)
+
+    async def close(self) -> None:
+        """Stop watching."""
+        self._instances.close()
+        await self._view.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def to_preprocessed_request(request: Any) -> inference_pb2.PreprocessedRequest:
+    """A request to a model as a message.
+
+    Raises:
+        InvalidRequestError: it can't be one.
+    """
+    match request:
+        case inference_pb2.PreprocessedRequest():
+            return request
+        case Mapping():
+            return from_dict(request, inference_pb2.PreprocessedRequest())
+        case str():
+            return inference_pb2.PreprocessedRequest(text=request)
+        case Sequence() if all(type(token_id) is int and 0 <= token_id < 2**32 for token_id in request):
+            return inference_pb2.PreprocessedRequest(token_ids=request)
+    raise InvalidRequestError(f"a model takes a dict, a list of token ids or text, not {type(request).__name__}")

@@ -1,0 +1,127 @@
+"""The context of a request: its id, deadline and metadata, and how it is stopped.
+
+A handler's context is the current one while the handler runs; calls of other endpoints made meanwhile become its
+children without being handed it. Stopping or killing a context does the same to its children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+_current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("dynamo_grpc_context", default=None)
+
+
+class Link(Protocol):
+    """Something that ends with a context: a running call of ours."""
+
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Context:
+    """What a handler knows of its request, and what a client holds to end one.
+
+    Args:
+        id: the request id; made when not given.
+        metadata: str to str, travels with every call made under this context.
+        timeout_s: seconds from now after which the request ends, if it has a limit.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        id: str | None = None,  # noqa: A002 - Dynamo's name
+        metadata: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._id = id or uuid.uuid4().hex
+        self.metadata: dict[str, str] = dict(metadata or {})
+        self._clock = clock
+        self._deadline = None if timeout_s is None else clock() + timeout_s
+        self._stopped = False
+        self._killed = False
+        self._links: set[Link] = set()
+        self._waiters: list[asyncio.Future[bool]] = []
+
+    def id(self) -> str:
+        """The request id."""
+        return self._id
+
+    def is_stopped(self) -> bool:
+        """Whether somebody asked for an early end (a stop or a kill)."""
+        return self._stopped
+
+    def is_killed(self) -> bool:
+        """Whether the request was ended at once."""
+        return self._killed
+
+    def stop_generating(self) -> None:
+        """Ask for an early end: handlers see `is_stopped()`, and what they still yield is delivered. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._wake()
+        for link in tuple(self._links):
+            link.stop()
+
+    def kill(self) -> None:
+        """End the request now: its calls are cancelled, what is in flight is dropped. Idempotent."""
+        if self._killed:
+            return
+        self._stopped = self._killed = True
+        self._wake()
+        for link in tuple(self._links):
+            link.kill()
+
+    def async_killed_or_stopped(self) -> asyncio.Future[bool]:
+        """A future of the running loop that becomes True when the context is stopped or killed."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._stopped:
+            future.set_result(True)
+        else:
+            self._waiters.append(future)
+        return future
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline (0.0 when it has passed); None without one."""
+        return None if self._deadline is None else max(0.0, self._deadline - self._clock())
+
+    def link(self, child: Link) -> None:
+        """Let `child` end when this context does; it is stopped or killed at once if that has happened already."""
+        self._links.add(child)
+        if self._killed:
+            child.kill()
+        elif self._stopped:
+            child.stop()
+
+    def unlink(self, child: Link) -> None:
+        """Forget a child that has ended."""
+        self._links.discard(child)
+
+    def _wake(self) -> None:
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(True)
+        self._waiters.clear()
+
+
+def current_context() -> Context | None:
+    """The context of the request whose handler is running, if one is."""
+    return _current.get()
+
+
+def enter_context(context: Context) -> contextvars.Token[Context | None]:
+    """Make `context` the current one of this task."""
+    return _current.set(context)
+
+
+def leave_context(token: contextvars.Token[Context | None]) -> None:
+    """Undo `enter_context`."""
+    _current.reset(token)

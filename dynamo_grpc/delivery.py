@@ -1,0 +1,170 @@
+"""The stream of one request at one instance: open it, yield its outputs, end it.
+
+Everything that travels between client and worker for a request goes through here: call, metadata, deadline, stop, kill,
+sequence check, error mapping. Retries and routing belong to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import grpc
+
+from dynamo_grpc.connections import Connections
+from dynamo_grpc.context import Context
+from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError, from_rpc_error
+from dynamo_grpc.instances import Live
+from dynamo_grpc.metadata import to_metadata
+from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", inference_pb2.GenerateResponse, endpoint_pb2.CallResponse)
+
+#: After a gentle stop, a stream that its reader left is cancelled only after this long.
+GENTLE_S = 5.0
+
+
+class OutputStream(Generic[M]):
+    """An async iterator of outputs; it is a child of its context, and ends with it.
+
+    Leaving it early (`aclose`, or the end of `async with`) cancels the call, unless the context was stopped: then the
+    worker has GENTLE_S to end by itself.
+    """
+
+    def __init__(self, live: Live, call: Any, context: Context, connections: Connections, tasks: set[Any]) -> None:
+        self.instance = live.instance
+        self._call, self._context, self._connections, self._tasks = call, context, connections, tasks
+        self._connection = connections.acquire(live.connection.address)
+        self._connection.num_inflight += 1
+        self._num_received = 0
+        self._is_closed = False
+        context.link(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> M:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            self._release()
+            raise self._error(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            self._release()  # the call was cancelled, not we
+            raise RequestCancelledError(f"request {self._context.id()} was killed") from None
+        if message is grpc.aio.EOF:
+            self._release()
+            raise StopAsyncIteration
+        self._check(message.sequence)
+        return message  # type: ignore[no-any-return]
+
+    def _check(self, sequence: int) -> None:
+        # Workers that don't number their outputs send 0 for all; those that do are held to it.
+        if sequence not in (0, self._num_received):
+            what = "lost" if sequence > self._num_received else "doubled"
+            raise HandlerEndedError(f"an output was {what}: expected number {self._num_received}, got {sequence}")
+        self._num_received += 1
+
+    def _error(self, error: grpc.aio.AioRpcError) -> MeshError:
+        told = from_rpc_error(error)
+        if isinstance(told, DeadlineError):
+            return DeadlineError(f"request {self._context.id()} took longer than its time-out")
+        return told
+
+    def stop(self) -> None:
+        """Ask the worker for a gentle end."""
+        self._own(self._send_stop())
+
+    def kill(self) -> None:
+        """Cancel the call."""
+        self._call.cancel()
+
+    async def _send_stop(self) -> None:
+        try:
+            request = control_pb2.StopRequest(request_id=self._context.id())
+            await self._connection.control.Stop(request, timeout=GENTLE_S)
+        except grpc.aio.AioRpcError:
+            self._call.cancel()  # it knows no gentle end, or is gone
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def aclose(self) -> None:
+        """Leave the stream. Idempotent."""
+        if self._is_closed:
+            return
+        if self._context.is_stopped() and not self._context.is_killed() and not self._call.done():
+            self._own(self._leave_gently())
+            return
+        self._call.cancel()
+        self._release()
+
+    async def _leave_gently(self) -> None:
+        try:
+            with contextlib.suppress(TimeoutError, MeshError):
+                async with asyncio.timeout(GENTLE_S):
+                    async for _ in self:
+                        pass
+        finally:
+            self._call.cancel()
+            self._release()
+
+    def _release(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._context.unlink(self)
+            self._connection.num_inflight -= 1
+            self._connections.release(self._connection)
+
+    def __del__(self) -> None:
+        # A reader that broke out of a plain `async for` leaves no other trace; the worker must not go on for nobody.
+        if not self._is_closed and not self._call.done():
+            self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Delivery:
+    """Opens streams; owns the tasks that outlive them."""
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open_generate(
+        self, live: Live, request: inference_pb2.PreprocessedRequest, context: Context
+    ) -> OutputStream[inference_pb2.GenerateResponse]:
+        """Send a request to a model."""
+        return self._open(live, live.connection.inference.Generate, request, context)
+
+    def open_call(
+        self, live: Live, request: endpoint_pb2.CallRequest, context: Context
+    ) -> OutputStream[endpoint_pb2.CallResponse]:
+        """Send a request to an endpoint of any kind."""
+        return self._open(live, live.connection.endpoint.Call, request, context)
+
+    def _open(self, live: Live, method: Any, request: Any, context: Context) -> OutputStream[Any]:
+        call = method(request, timeout=context.remaining_s(), metadata=to_metadata(context))
+        return OutputStream(live, call, context, self._connections, self._tasks)
+
+    async def close(self) -> None:
+        """End what is left behind."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,398 @@
+"""All errors of the mesh: one tree, one table, and their form on the wire.
+
+Each class says who must act, its gRPC code, its HTTP status and whether a retry may help. On the wire an error is the
+status of its call with `google.rpc` details; `ErrorInfo.reason` names the class, because a gRPC code alone can't tell
+"draining" from "lost" from "nobody there". This module knows no servers and no HTTP library.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Sequence
+from typing import ClassVar
+
+import grpc
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "dynamo-grpc"
+DETAILS_KEY = "grpc-status-details-bin"
+_MAX_MESSAGE_CHARS = 2000  # a trailer over 8 KiB loses the whole status
+
+
+class Retry(enum.Enum):
+    """Whether trying again may help."""
+
+    NEVER = "never"
+    ELSEWHERE = "another instance"
+    LATER = "after a back-off"
+    MIGRATE = "another instance, also after the first output"
+
+
+class Actor(enum.Enum):
+    """Who has to do something about it."""
+
+    CLIENT = "client"
+    AUTHOR = "worker author"
+    OPERATOR = "operator"
+    NOBODY = "nobody"
+
+
+class MeshError(Exception):
+    """Base of all errors of the mesh.
+
+    Attributes:
+        message: one sentence that says what is wrong and, where it can, what to do.
+        param: name of the field that is wrong, if one is.
+        retry_after_s: seconds after which a retry may succeed, if known.
+        error_id: finds the error in the worker's log, for errors whose cause isn't told.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    http_status: int = 500
+    retry: ClassVar[Retry] = Retry.NEVER
+    actor: ClassVar[Actor] = Actor.AUTHOR
+
+    def __init__(
+        self, message: str, *, param: str = "", retry_after_s: float | None = None, error_id: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.error_id = error_id
+
+
+class InternalError(MeshError):
+    """Something broke that nobody expected; the cause is in the log under `error_id`."""
+
+
+class HandlerOutputError(MeshError):
+    """A handler yielded something that it may not yield."""
+
+    reason = "HANDLER_OUTPUT"
+
+
+class HandlerEndedError(MeshError):
+    """A stream ended without saying how: outputs were lost or doubled, or there was no finish."""
+
+    reason = "STREAM_INCOMPLETE"
+    retry = Retry.MIGRATE
+
+
+class InvalidRequestError(MeshError, ValueError):
+    """The request is wrong; it will be wrong everywhere."""
+
+    reason = "INVALID_REQUEST"
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    http_status = 400
+    actor = Actor.CLIENT
+
+
+class InvalidNameError(InvalidRequestError):
+    """A name of a namespace, component or endpoint can't be one."""
+
+    reason = "INVALID_NAME"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and answer don't fit into the model's context."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
+
+
+class UnsupportedError(MeshError):
+    """The worker can't do what the request asks for."""
+
+    reason = "UNSUPPORTED"
+    code = grpc.StatusCode.UNIMPLEMENTED
+    http_status = 400
+    actor = Actor.CLIENT
+
+
+class ModelNotFoundError(MeshError):
+    """No such model."""
+
+    reason = "MODEL_NOT_FOUND"
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    actor = Actor.CLIENT
+
+
+class EndpointNotFoundError(MeshError):
+    """No such endpoint."""
+
+    reason = "ENDPOINT_NOT_FOUND"
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    actor = Actor.CLIENT
+
+
+class FileNotKnownError(MeshError):
+    """A model card names no file with this hash."""
+
+    reason = "FILE_NOT_FOUND"
+    code = grpc.StatusCode.NOT_FOUND
+    http_status = 404
+    actor = Actor.CLIENT
+
+
+class CardMismatchError(MeshError):
+    """The worker's model card is not the one that the request was prepared with, or not the one that holds."""
+
+    reason = "CARD_MISMATCH"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http_status = 412
+    retry = Retry.ELSEWHERE
+    actor = Actor.OPERATOR
+
+
+class TooLargeError(MeshError):
+    """The request is larger than the limit."""
+
+    reason = "TOO_LARGE"
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 413
+    actor = Actor.CLIENT
+
+
+class OverloadedError(MeshError):
+    """There is no room now; `retry_after_s` says when there may be."""
+
+    reason = "OVERLOADED"
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 503
+    retry = Retry.LATER
+    actor = Actor.CLIENT
+
+
+class NoInstancesError(MeshError):
+    """Nobody serves the endpoint now."""
+
+    reason = "NO_INSTANCES"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.LATER
+    actor = Actor.OPERATOR
+
+
+class DrainingError(MeshError):
+    """The worker takes no new requests."""
+
+    reason = "DRAINING"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.ELSEWHERE
+    actor = Actor.NOBODY
+
+
+class InstanceLostError(MeshError):
+    """The worker, or the connection to it, broke."""
+
+    reason = "INSTANCE_LOST"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.MIGRATE
+    actor = Actor.OPERATOR
+
+
+class EngineShutdown(MeshError):  # noqa: N818 - the name that handlers written for Dynamo raise
+    """Raised by a handler: this worker is going away, take the request elsewhere."""
+
+    reason = "ENGINE_SHUTDOWN"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.MIGRATE
+    actor = Actor.NOBODY
+
+    def __init__(self, message: str = "the engine is shutting down", **kwargs: object) -> None:
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]
+
+
+class RequestCancelledError(MeshError):
+    """The request was cancelled, by its client or by its handler; it is never tried again."""
+
+    reason = "CANCELLED"
+    code = grpc.StatusCode.CANCELLED
+    http_status = 499
+    actor = Actor.CLIENT
+
+
+class DeadlineError(MeshError):
+    """The request's time is over."""
+
+    reason = "DEADLINE_EXCEEDED"
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    http_status = 504
+    actor = Actor.CLIENT
+
+
+class ConfigurationError(MeshError):
+    """A setting is wrong; said at start, never on the wire."""
+
+    reason = "CONFIGURATION"
+    actor = Actor.OPERATOR
+
+
+class RegistryError(MeshError):
+    """The registry refused, or can't be reached."""
+
+    reason = "REGISTRY"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.LATER
+    actor = Actor.OPERATOR
+
+
+class HttpError(MeshError):
+    """Raised by a handler to end a request with an HTTP status of its choice.
+
+    Args:
+        code: HTTP status, 400 to 599.
+        message: shown to the client; cut at 8192 characters as in Dynamo (and at 2000 on the wire).
+
+    Raises:
+        ValueError: code is no int in range, or message no str.
+    """
+
+    reason = "HTTP"
+    actor = Actor.CLIENT
+
+    def __init__(self, code: int, message: str) -> None:
+        if isinstance(code, bool) or not isinstance(code, int) or not 400 <= code <= 599:
+            raise ValueError(f"HttpError takes a status from 400 to 599, not {code!r}")
+        if not isinstance(message, str):
+            raise ValueError(f"HttpError takes a str as message, not {message!r}")
+        super().__init__(message[:8192])
+        self.http_status = code
+
+
+_HTTP_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    412: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+def _tree(cls: type[MeshError]) -> list[type[MeshError]]:
+    return [cls, *(sub for child in cls.__subclasses__() for sub in _tree(child))]
+
+
+#: Every class by its reason on the wire.
+BY_REASON: dict[str, type[MeshError]] = {c.reason: c for c in reversed(_tree(MeshError)[1:])}
+BY_REASON["INTERNAL"] = InternalError
+
+_BY_CODE: dict[grpc.StatusCode, type[MeshError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    grpc.StatusCode.NOT_FOUND: EndpointNotFoundError,
+    grpc.StatusCode.FAILED_PRECONDITION: CardMismatchError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.UNAVAILABLE: InstanceLostError,
+    grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
+    grpc.StatusCode.CANCELLED: RequestCancelledError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+}
+
+
+def status_code(error: MeshError) -> grpc.StatusCode:
+    """The gRPC code of an error."""
+    if isinstance(error, HttpError):
+        by_class = grpc.StatusCode.INTERNAL if error.http_status >= 500 else grpc.StatusCode.INVALID_ARGUMENT
+        return _HTTP_CODES.get(error.http_status, by_class)
+    return error.code
+
+
+def status_details(error: MeshError) -> bytes:
+    """The error as a serialized `google.rpc.Status`, for the trailer `grpc-status-details-bin`."""
+    status = status_pb2.Status(code=status_code(error).value[0], message=error.message[:_MAX_MESSAGE_CHARS])
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    if isinstance(error, HttpError):
+        info.metadata["http_status"] = str(error.http_status)
+    if error.error_id:
+        info.metadata["error_id"] = error.error_id
+    status.details.add().Pack(info)
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.param:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.param, description=error.message[:_MAX_MESSAGE_CHARS]
+        )
+        status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    return status.SerializeToString()
+
+
+def from_status(code: grpc.StatusCode, message: str, details: bytes | None) -> MeshError:
+    """The error that a call's status stands for.
+
+    Statuses of other servers, without our details, are told apart by their code alone.
+    """
+    info, retry_after_s, param = error_details_pb2.ErrorInfo(), None, ""
+    if details:
+        status = status_pb2.Status.FromString(details)
+        for detail in status.details:
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                detail.Unpack(info)
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                retry = error_details_pb2.RetryInfo()
+                detail.Unpack(retry)
+                retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                bad = error_details_pb2.BadRequest()
+                detail.Unpack(bad)
+                param = bad.field_violations[0].field if bad.field_violations else ""
+    if info.domain == DOMAIN and info.reason == HttpError.reason:
+        return HttpError(int(info.metadata["http_status"]), message)
+    cls = BY_REASON.get(info.reason) if info.domain == DOMAIN else None
+    if cls is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        cls = TooLargeError
+    cls = cls or _BY_CODE.get(code, InternalError)
+    return cls(message, param=param, retry_after_s=retry_after_s, error_id=info.metadata.get("error_id", ""))
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
+    """The error that a failed call of grpc.aio stands for."""
+    trailers = error.trailing_metadata() or ()
+    details = next((value for key, value in trailers if key == DETAILS_KEY), None)
+    return from_status(error.code(), error.details() or error.code().name, details)  # type: ignore[arg-type]
+
+
+def from_exception(error: BaseException) -> tuple[MeshError, bool]:
+    """What an exception out of a handler means to the client, and whether it was unexpected.
+
+    ValueError and TypeError blame the request; an object with an int `code` or `status` (400 to 599) and a str
+    `message` keeps its status; anything else is an InternalError with an id and nothing of the exception's text:
+    the caller logs the exception under that id.
+    """
+    if isinstance(error, MeshError):
+        return error, False
+    if isinstance(error, GeneratorExit):
+        return EngineShutdown(), False
+    code, message = getattr(error, "code", getattr(error, "status", None)), getattr(error, "message", None)
+    if isinstance(code, int) and isinstance(message, str) and 400 <= code <= 599:
+        return HttpError(code, message), False
+    if isinstance(error, (ValueError, TypeError)) and type(error) in (ValueError, TypeError):
+        return InvalidRequestError(str(error) or "the handler refused the request"), False
+    if isinstance(error, TimeoutError):
+        return DeadlineError("the handler ran into a time-out of its own"), True
+    error_id = uuid.uuid4().hex[:12]
+    return InternalError(f"internal error (error id {error_id})", error_id=error_id), True
+
+
+def names(items: Sequence[str], limit: int = 10) -> str:
+    """A list of names for a message: quoted, cut after `limit`, "none" when empty."""
+    shown = ", ".join(repr(item) for item in items[:limit])
+    return (shown + (f" and {len(items) - limit} more" if len(items) > limit else "")) or "none"

@@ -1,0 +1,95 @@
+"""The standard services of every server: health with List, and reflection v1 beside v1alpha."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer as _HealthServicer
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha._async import ReflectionServicer
+
+HEALTH = "grpc.health.v1.Health"
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+_REFLECTION_V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(_HealthServicer):  # type: ignore[misc]
+    """Health with `List`, which the package's servicer leaves out."""
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
+        """All services with their status."""
+        response = health_pb2.HealthListResponse()
+        for service, status in self._server_status.items():
+            response.statuses[service].status = status
+        return response
+
+
+def add_health(server: grpc.aio.Server) -> HealthServicer:
+    """Add the health service; everything is NOT_SERVING until set."""
+    servicer = HealthServicer()
+    methods: dict[str, grpc.RpcMethodHandler] = {
+        "Check": grpc.unary_unary_rpc_method_handler(
+            servicer.Check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+        ),
+        "Watch": grpc.unary_stream_rpc_method_handler(
+            servicer.Watch, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+        ),
+    }
+    if hasattr(health_pb2, "HealthListRequest"):  # since grpcio-health-checking 1.81
+        methods["List"] = grpc.unary_unary_rpc_method_handler(
+            servicer.List, health_pb2.HealthListRequest.FromString, health_pb2.HealthListResponse.SerializeToString
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, methods),))
+    return servicer
+
+
+class _PoolWithReflectionV1:
+    """The default descriptor pool, and grpc.reflection.v1, which no Python package registers.
+
+    A pool of its own, so that a package that one day registers the real file finds no other one in its way.
+    """
+
+    def __init__(self) -> None:
+        self._default = descriptor_pool.Default()
+        self._own = descriptor_pool.DescriptorPool()
+        file = descriptor_pb2.FileDescriptorProto()
+        reflection_pb2.DESCRIPTOR.CopyToProto(file)
+        text = file.SerializeToString().replace(b"grpc.reflection.v1alpha", b"grpc.reflection.v1_____")
+        file = descriptor_pb2.FileDescriptorProto.FromString(text)  # same lengths, so still a valid message
+        file.name, file.package = "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"
+        for message in file.message_type:
+            for field in (f for f in message.field if f.type_name):
+                field.type_name = field.type_name.replace("v1_____", "v1")
+        for method in file.service[0].method:
+            method.input_type = method.input_type.replace("v1_____", "v1")
+            method.output_type = method.output_type.replace("v1_____", "v1")
+        self._own.Add(file)
+
+    def __getattr__(self, name: str) -> Any:
+        def find(*args: Any) -> Any:
+            try:
+                return getattr(self._default, name)(*args)
+            except KeyError:
+                return getattr(self._own, name)(*args)
+
+        return find
+
+
+def add_reflection(server: grpc.aio.Server, services: list[str]) -> None:
+    """Add reflection v1alpha and v1 (their messages are the same) for `services`."""
+    names = sorted({*services, HEALTH, _REFLECTION_V1, _REFLECTION_V1ALPHA})
+    servicer = ReflectionServicer(names, pool=_PoolWithReflectionV1())
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handler = grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": method})
+    server.add_generic_rpc_handlers((handler,))

@@ -1,0 +1,35 @@
+"""The metadata of a call, both ways: request id, what a context carries, trace context."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping
+
+from dynamo_grpc.context import Context
+from dynamo_grpc.telemetry import inject
+
+REQUEST_ID = "x-request-id"
+CONTEXT_PREFIX = "x-context-"
+
+
+def to_metadata(context: Context) -> tuple[tuple[str, str], ...]:
+    """What a call made under `context` sends."""
+    entries = {REQUEST_ID: printable(context.id()), **inject()}
+    for key, value in context.metadata.items():
+        entries[CONTEXT_PREFIX + key.lower()] = urllib.parse.quote(value)
+    return tuple(entries.items())
+
+
+def to_context(metadata: Mapping[str, str], request_id: str, timeout_s: float | None) -> Context:
+    """The context of a call that came in; the metadata's request id wins over the message's."""
+    carried = {
+        key.removeprefix(CONTEXT_PREFIX): urllib.parse.unquote(value)
+        for key, value in metadata.items()
+        if key.startswith(CONTEXT_PREFIX)
+    }
+    return Context(metadata.get(REQUEST_ID) or request_id or None, carried, timeout_s=timeout_s)
+
+
+def printable(text: str) -> str:
+    """Text as a metadata value may be: printable ASCII, 200 characters at most."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text[:200])

@@ -1,0 +1,148 @@
+"""A registry without a server: addresses that are given, and asked (Control.Describe) what they serve.
+
+The list comes from a flag (`host:port,…`), a file that is read again when it changes (`@FILE`, one address a line), or
+a DNS name that is resolved again (`dns:NAME:PORT`). A worker is listed while it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import grpc
+
+from dynamo_grpc.connections import CHANNEL_OPTIONS
+from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.names import EndpointName
+from dynamo_grpc.records import to_json
+from dynamo_grpc.registry.base import Change, Entry, Registration, Registry
+from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_ANSWER_S = 2.0
+
+
+class StaticRegistry(Registry):
+    """Workers at known addresses.
+
+    Args:
+        spec: `host:port,host:port`, `@FILE` or `dns:NAME:PORT`.
+
+    Raises:
+        ConfigurationError: spec is none of these.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self._spec = spec
+        self.description = f"static list {spec}"
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._told: set[str] = set()
+        if not spec.startswith(("@", "dns:")):
+            parse_addresses(spec.split(","))
+        elif spec.startswith("dns:") and not spec.rpartition(":")[2].isdigit():
+            raise ConfigurationError(f"{spec!r} should be dns:NAME:PORT")
+
+    async def register(self, values: Mapping[str, bytes]) -> StaticRegistration:
+        return StaticRegistration()
+
+    async def watch(self, prefix: str) -> AsyncIterator[Change]:
+        known: dict[str, bytes] | None = None
+        while True:
+            now = {key: value for key, value in (await self._ask_all()).items() if key.startswith(prefix)}
+            if known is None:
+                yield Change(tuple(Entry(k, v, 0) for k, v in now.items()), is_snapshot=True)
+            elif now != known:
+                puts = tuple(Entry(k, v, 0) for k, v in now.items() if known.get(k) != v)
+                yield Change(puts, tuple(known.keys() - now.keys()))
+            known = now
+            await asyncio.sleep(_POLL_S)
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def _addresses(self) -> list[str]:
+        if self._spec.startswith("@"):
+            try:
+                return parse_addresses(Path(self._spec[1:]).read_text(encoding="utf-8").splitlines())
+            except (OSError, ConfigurationError) as error:
+                self._tell(f"{self._spec}: {error}")
+                return list(self._channels)  # a file that is being replaced, or a typo: go on with what was there
+        if self._spec.startswith("dns:"):
+            _, name, port = self._spec.split(":")
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(name, int(port), type=1)
+            except OSError as error:
+                self._tell(f"{self._spec}: {error}")
+                return list(self._channels)
+            return sorted({f"[{a[4][0]}]:{port}" if ":" in str(a[4][0]) else f"{a[4][0]}:{port}" for a in found})
+        return parse_addresses(self._spec.split(","))
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("static list: %s", message)
+
+    async def _ask_all(self) -> dict[str, bytes]:
+        addresses = await self._addresses()
+        for gone in self._channels.keys() - set(addresses):
+            await self._channels.pop(gone).close()
+        for address in addresses:
+            if address not in self._channels:
+                self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        answers = await asyncio.gather(*(self._ask(address) for address in addresses))
+        return {key: value for answer in answers for key, value in answer.items()}
+
+    async def _ask(self, address: str) -> dict[str, bytes]:
+        stub = control_pb2_grpc.ControlStub(self._channels[address])
+        entries: dict[str, bytes] = {}
+        try:
+            answer = await stub.Describe(control_pb2.DescribeRequest(), timeout=_ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            with contextlib.suppress(KeyError):
+                self._told.remove(address)
+            self._tell(f"{address} does not say what it serves: {error.code().name}: {error.details()}")
+            return entries
+        if answer.state != control_pb2.WORKER_STATE_READY:
+            return entries
+        cards = {card.checksum: card for card in answer.cards}
+        for instance in answer.instances:
+            instance.address = address  # the list knows how to reach it from here
+            name = EndpointName(instance.namespace, instance.component, instance.endpoint)
+            entries[name.instance_key(instance.instance_id)] = to_json(instance)
+            if card := cards.get(instance.card_checksum):
+                entries[name.card_key(instance.instance_id)] = to_json(card)
+        return entries
+
+
+class StaticRegistration(Registration):
+    """Nothing to do: others find this process by its address."""
+
+    async def wait_registered(self) -> None:
+        """At once."""
+
+    async def update(self, values: Mapping[str, bytes]) -> None:
+        """Nothing is stored."""
+
+    async def close(self) -> None:
+        """Nothing is stored."""
+
+
+def parse_addresses(lines: list[str]) -> list[str]:
+    """host:port entries; blank ones and comments (#) are left out.
+
+    Raises:
+        ConfigurationError: an entry is no host:port.
+    """
+    addresses = [line.split("#")[0].strip() for line in lines]
+    for address in filter(None, addresses):
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigurationError(f"{address!r} should be HOST:PORT")
+    return list(dict.fromkeys(filter(None, addresses)))

@@ -1,0 +1,103 @@
+"""The simple policies: round robin, random, least loaded, power of two choices.
+
+A policy is given the candidates (discovered, up, not excluded) and picks one; it does no I/O, and chance is an argument.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An instance that could take the request.
+
+    Attributes:
+        num_inflight: requests this process has running there.
+    """
+
+    instance_id: int
+    num_inflight: int = 0
+
+
+class Policy(Protocol):
+    """Picks one of the candidates, which are never none."""
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate: ...
+
+
+class RouterMode(enum.Enum):
+    """How a client spreads its requests."""
+
+    RoundRobin = "round-robin"
+    Random = "random"
+    LeastLoaded = "least-loaded"
+    PowerOfTwoChoices = "power-of-two"
+    Direct = "direct"
+
+
+class RoundRobin:
+    """Each in turn, in order of their ids; newcomers fit in where their id belongs."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._last = rng.getrandbits(64)  # clients that start together don't all begin with the same one
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The one with the next higher id, or the first."""
+        later = [c for c in candidates if c.instance_id > self._last]
+        chosen = min(later or candidates, key=lambda c: c.instance_id)
+        self._last = chosen.instance_id
+        return chosen
+
+
+class Random:
+    """Any, with equal chances."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """One by chance."""
+        return self._rng.choice(candidates)
+
+
+class LeastLoaded:
+    """The one with the fewest requests of ours; ties by chance."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The least loaded."""
+        fewest = min(c.num_inflight for c in candidates)
+        return self._rng.choice([c for c in candidates if c.num_inflight == fewest])
+
+
+class PowerOfTwoChoices:
+    """The less loaded of two picked by chance (Mitzenmacher, "The Power of Two Choices", 2001)."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The less loaded of two."""
+        pair = self._rng.sample(candidates, min(2, len(candidates)))
+        return min(pair, key=lambda c: c.num_inflight)
+
+
+POLICIES: dict[RouterMode, Callable[[random.Random], Policy]] = {
+    RouterMode.RoundRobin: RoundRobin,
+    RouterMode.Random: Random,
+    RouterMode.LeastLoaded: LeastLoaded,
+    RouterMode.PowerOfTwoChoices: PowerOfTwoChoices,
+}
+
+
+def make_policy(mode: RouterMode, rng: random.Random | None = None) -> Policy | None:
+    """The policy of a mode; None for Direct, where the caller names the instance."""
+    make = POLICIES.get(mode)
+    return make(rng or random.Random()) if make else None

@@ -1,0 +1,445 @@
+"""The runtime of a process: registry, connections, server, and the way from a name to an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from google.protobuf import timestamp_pb2
+
+from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
+from dynamo_grpc.client import Client
+from dynamo_grpc.connections import Connections
+from dynamo_grpc.context import Context
+from dynamo_grpc.delivery import Delivery
+from dynamo_grpc.discovery import open_registry
+from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.handlers import Handler
+from dynamo_grpc.lifecycle import State
+from dynamo_grpc.names import MODELS, EndpointName, check_part
+from dynamo_grpc.records import holding_cards, read_cards, refusal, to_json
+from dynamo_grpc.registry.base import Registration, Registry, View
+from dynamo_grpc.routing import RouterMode
+from dynamo_grpc.server import Served, Server, advertised_address
+from dynamo_grpc.v1 import model_card_pb2
+from dynamo_grpc.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
+_CANARY_S = 30.0
+
+
+class DistributedRuntime:
+    """What a process has of the mesh. Nothing is opened before it is used; `aclose` (or `async with`) closes it.
+
+    Args:
+        event_loop: for callers used to Dynamo; the running loop is used.
+        discovery_backend: `etcd`, `static` or `memory`; by default `DYN_DISCOVERY_BACKEND`, or etcd.
+        request_plane: for callers used to Dynamo; requests travel by gRPC.
+        registry: a registry object in place of a backend's name.
+        host: address to listen on, default `DYN_HOST` or loopback.
+        port: port to listen on, default `DYN_PORT` or a free one.
+        advertise: HOST[:PORT] that others use, default `DYN_ADVERTISE` or where we listen.
+    """
+
+    def __init__(
+        self,
+        event_loop: asyncio.AbstractEventLoop | None = None,
+        discovery_backend: str | None = None,
+        request_plane: str | bool | None = None,
+        *,
+        registry: Registry | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        advertise: str | None = None,
+    ) -> None:
+        if request_plane is True:
+            raise ConfigurationError(
+                "is_static=True is not supported: name the workers with discovery_backend='static' and DYN_STATIC"
+            )
+        if isinstance(request_plane, str) and request_plane != "grpc":
+            raise ConfigurationError(f"request_plane={request_plane!r} is not supported: requests travel by gRPC alone")
+        self._registry = registry
+        self._backend = discovery_backend or ""
+        self.connections = Connections()
+        self.delivery = Delivery(self.connections)
+        self.server = Server(
+            host if host is not None else os.environ.get("DYN_HOST", "127.0.0.1"),
+            port if port is not None else int(os.environ.get("DYN_PORT", "0")),
+        )
+        self.server.on_drain = self._on_drain
+        self._advertise = advertise if advertise is not None else os.environ.get("DYN_ADVERTISE", "")
+        self.instance_id = secrets.randbits(63) | 1
+        self.drain_limit_s = float(os.environ.get("DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT", "30"))
+        self._models: dict[EndpointName, Model] = {}
+        self._clients: list[Client] = []
+        self._shutdown = asyncio.Event()
+        self._start_lock = asyncio.Lock()
+        self._registrations: set[Registration] = set()
+        self._num_serving = 0
+        self._is_graceful = False
+        self._is_drained = asyncio.Event()
+
+    # -- names --------------------------------------------------------------------------------------------------------
+
+    def namespace(self, name: str) -> Namespace:
+        """A namespace of the mesh."""
+        return Namespace(self, check_part("namespace", name))
+
+    def endpoint(self, name: str) -> Endpoint:
+        """An endpoint by its full name, `namespace.component.endpoint`, with or without `dyn://`."""
+        return Endpoint(self, EndpointName.parse(name))
+
+    @property
+    def registry(self) -> Registry:
+        """The registry; made on first use."""
+        if self._registry is None:
+            self._registry = open_registry(self._backend)
+        return self._registry
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Begin to end: endpoints leave the registry, finish what runs, and `serve_endpoint` returns."""
+        self._shutdown.set()
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """Whether `shutdown` was called."""
+        return self._shutdown.is_set()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether any endpoint is served."""
+        return self._num_serving > 0
+
+    async def wait_for_shutdown(self) -> None:
+        """Return when `shutdown` was called."""
+        await self._shutdown.wait()
+
+    def _on_drain(self, limit_s: float | None) -> None:
+        if limit_s is not None:
+            self.drain_limit_s = limit_s
+        self.shutdown()
+
+    async def start_server(self) -> None:
+        """Bind the port, if that hasn't been done."""
+        async with self._start_lock:
+            if not self.server.is_started:
+                await self.server.start()
+
+    async def aclose(self) -> None:
+        """Close everything. Requests that run are cancelled."""
+        self.shutdown()
+        for registration in tuple(self._registrations):
+            await registration.close()
+        await self.server.stop()
+        for client in self._clients:
+            await client.close()
+        await self.delivery.close()
+        await self.connections.close()
+        if self._registry is not None:
+            await self._registry.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- serving ------------------------------------------------------------------------------------------------------
+
+    def set_model(self, name: EndpointName, model: Model) -> None:
+        """The endpoint `name` serves this model."""
+        self._models[name] = model
+
+    async def serve(
+        self,
+        name: EndpointName,
+        handler: Callable[..., Any],
+        *,
+        graceful_shutdown: bool = True,
+        labels: Mapping[str, str] | None = None,
+        health_check_payload: Any = None,
+        gives_dicts: bool = True,
+        on_ready: Callable[[Served], None] | None = None,
+    ) -> None:
+        """Serve an endpoint until shutdown; see `Endpoint.serve_endpoint`."""
+        normal = Handler(handler)
+        model = self._models.get(name)
+        self._num_serving += 1
+        try:
+            await self.start_server()
+            served = Served(
+                instance=self._instance(name, model, labels or {}),
+                handler=normal,
+                card=model.card if model else None,
+                files=model.files if model else {},
+                gives_dicts=gives_dicts,
+            )
+            if str(name) in self.server.served:
+                raise ConfigurationError(f"endpoint {name} is served already in this process")
+            self.server.served[str(name)] = served
+            self._is_graceful |= graceful_shutdown
+            await self._serve_until_shutdown(name, served, health_check_payload, on_ready)
+        finally:
+            self._num_serving -= 1
+
+    def _instance(self, name: EndpointName, model: Model | None, labels: Mapping[str, str]) -> model_card_pb2.Instance:
+        registered_at = timestamp_pb2.Timestamp()
+        registered_at.GetCurrentTime()
+        return model_card_pb2.Instance(
+            namespace=name.namespace,
+            component=name.component,
+            endpoint=name.endpoint,
+            instance_id=self.instance_id,
+            address=advertised_address(self._advertise, self.server.host, self.server.port),
+            epoch=1,
+            registered_at=registered_at,
+            kind=model_card_pb2.ENDPOINT_KIND_MODEL if model else model_card_pb2.ENDPOINT_KIND_GENERIC,
+            model=model.card.name if model else "",
+            card_checksum=model.card.checksum if model else "",
+            version=VERSION,
+            labels=labels,
+        )
+
+    async def _serve_until_shutdown(
+        self, name: EndpointName, served: Served, payload: Any, on_ready: Callable[[Served], None] | None
+    ) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            if payload is not None:
+                await self._wait_healthy(served, payload)
+            values = {name.instance_key(self.instance_id): to_json(served.instance)}
+            if served.card:
+                values[name.card_key(self.instance_id)] = to_json(served.card)
+            registration = await self.registry.register(values)
+            self._registrations.add(registration)
+            if served.card:
+                cards = View.start(self.registry, MODELS)
+                stack.push_async_callback(cards.close)
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                cards.subscribe(lambda: self._check_cards(served, cards, tasks))
+            if await self._or_shutdown(registration.wait_registered()):
+                self.server.lifecycle.move(State.READY)
+                await self.server.update_health()
+                logger.info("endpoint %s is ready at %s", name, served.instance.address)
+                if on_ready:
+                    on_ready(served)
+                await self._shutdown.wait()
+            await registration.close()
+            self._registrations.discard(registration)
+            await self._drain()
+
+    async def _or_shutdown(self, work: Awaitable[None]) -> bool:
+        """Whether `work` was done before the shutdown."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._shutdown.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            return task.done()
+        finally:
+            task.cancel()
+            stop.cancel()
+
+    def _check_cards(self, served: Served, cards: View, tasks: asyncio.TaskGroup) -> None:
+        """Refuse to serve while another card holds for the model's name."""
+        reason = refusal(served.instance, holding_cards(read_cards(cards.entries.values())))
+        if reason == served.refused_because:
+            return
+        served.refused_because = reason
+        if reason:
+            logger.error("refused: %s", reason)
+        else:
+            logger.info("no longer refused: the model card of %r holds now", served.instance.model)
+        if not self._shutdown.is_set():
+            tasks.create_task(self.server.update_health())
+
+    async def _wait_healthy(self, served: Served, payload: Any) -> None:
+        """Run the health check's payload through the handler until it gives an output."""
+        while not self._shutdown.is_set():
+            try:
+                async with asyncio.timeout(_CANARY_S):
+                    async with contextlib.aclosing(served.handler(payload, Context("health-check"))) as items:  # type: ignore[type-var]
+                        async for _ in items:
+                            return
+                        raise RuntimeError("it ended without an output")
+            except Exception as error:
+                logger.error("health check of %s failed, trying again: %s: %s", served.name, type(error).__name__, error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._shutdown.wait(), 5.0)
+
+    async def _drain(self) -> None:
+        """Once for all endpoints of the process: each calls it when it has left the registry."""
+        if self._registrations:
+            await self._is_drained.wait()
+            return
+        await self.server.drain(self.drain_limit_s if self._is_graceful else 0.0)
+        await self.server.stop()
+        self._is_drained.set()
+
+
+class Namespace:
+    """A namespace; its components are found by name."""
+
+    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
+        self._runtime, self.name = runtime, name
+
+    def component(self, name: str) -> Component:
+        """A component of the namespace."""
+        return Component(self._runtime, self.name, check_part("component", name))
+
+
+class Component:
+    """A component; its endpoints are found by name."""
+
+    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
+        self._runtime, self._namespace, self.name = runtime, namespace, name
+
+    def endpoint(self, name: str) -> Endpoint:
+        """An endpoint of the component."""
+        return Endpoint(self._runtime, EndpointName(self._namespace, self.name, name))
+
+
+class Endpoint:
+    """An endpoint: serve it, or make a client of it."""
+
+    def __init__(self, runtime: DistributedRuntime, name: EndpointName) -> None:
+        self.runtime, self.name = runtime, name
+
+    async def serve_endpoint(
+        self,
+        handler: Callable[..., Any],
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+        health_check_payload: Any = None,
+    ) -> None:
+        """Serve the endpoint; returns after shutdown, when its requests have ended.
+
+        Args:
+            handler: `(request)` or `(request, context)`; an async generator, or a coroutine that returns one value. After
+                `register_model` for this endpoint it gets a dict of the fields that were set and yields token ids or dicts.
+            graceful_shutdown: finish what runs (at most `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT` seconds) before returning.
+            metrics_labels: pairs that stand with the instance in the registry.
+            health_check_payload: a request that must give an output before the endpoint becomes ready.
+
+        Raises:
+            ConfigurationError: the handler can't be one, or the port is taken.
+        """
+        await self.runtime.serve(
+            self.name,
+            handler,
+            graceful_shutdown=graceful_shutdown,
+            labels=dict(metrics_labels or ()),
+            health_check_payload=health_check_payload,
+        )
+
+    async def client(self, router_mode: RouterMode | None = None) -> Client:
+        """A client that watches the endpoint's instances; it lives as long as the runtime."""
+        runtime = self.runtime
+        client = Client(
+            self.name, runtime.registry, runtime.connections, runtime.delivery, router_mode or RouterMode.RoundRobin
+        )
+        runtime._clients.append(client)
+        return client
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+async def register_model(
+    model_input: ModelInput,
+    model_type: ModelType,
+    endpoint: Endpoint,
+    model_path: str | Path | None,
+    model_name: str | None = None,
+    **options: Any,
+) -> None:
+    """Say which model an endpoint serves; call it before `serve_endpoint`.
+
+    Args:
+        options: as `load_model` takes them: context_length, kv_cache_block_size, migration_limit, capabilities,
+            runtime_config, user_data, chat_template, aliases.
+
+    Raises:
+        ConfigurationError: the model folder is missing or incomplete.
+    """
+    model = load_model(model_path, model_name or "", model_input=model_input, model_type=model_type, **options)
+    endpoint.runtime.set_model(endpoint.name, model)
+
+
+register_llm = register_model
+
+
+def dynamo_worker(
+    **settings: Any,
+) -> Callable[[Callable[..., Awaitable[_R]]], Callable[..., Awaitable[_R | None]]]:
+    """Give an async function a runtime made from the environment, as its first argument.
+
+    The first SIGTERM or SIGINT begins the shutdown (or cancels the function, if it serves no endpoint); a second one
+    ends the process at once. The runtime is closed when the function returns.
+
+    Args:
+        settings: as DistributedRuntime takes them.
+    """
+
+    def decorate(function: Callable[..., Awaitable[_R]]) -> Callable[..., Awaitable[_R | None]]:
+        @functools.wraps(function)
+        async def run(*args: Any, **kwargs: Any) -> _R | None:
+            async with DistributedRuntime(**settings) as runtime:
+                task = asyncio.ensure_future(function(runtime, *args, **kwargs))
+                try:
+                    with stop_signals(runtime, task):
+                        return await task
+                except asyncio.CancelledError:
+                    if runtime.is_shutting_down and not _is_being_cancelled():
+                        return None
+                    raise
+                finally:
+                    task.cancel()
+
+        run.__dynamo_worker__ = True  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return bool(task is not None and task.cancelling())
+
+
+@contextlib.contextmanager
+def stop_signals(runtime: DistributedRuntime, task: asyncio.Future[Any]) -> Any:
+    """While inside, SIGTERM and SIGINT shut the runtime down; `task` is cancelled if it serves nothing."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if runtime.is_shutting_down:
+            os._exit(128 + number)
+        runtime.shutdown()
+        if not runtime.is_serving:
+            task.cancel()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    try:
+        for number in signals:
+            loop.add_signal_handler(number, stop, number)
+    except (NotImplementedError, RuntimeError, ValueError):  # no main thread, or Windows: the caller's signals stay
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

@@ -1,0 +1,400 @@
+"""The gRPC server of a worker: Inference, Endpoint and Control over the endpoints of one process, and the standard services.
+
+Each request is served by one wrapper (`_serve`): admission, context, span, handler, error mapping. A stream is written
+with `context.write` from inside the handler's own frame, so that a cancel always lands there and closes the handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+
+from dynamo_grpc import health
+from dynamo_grpc.connections import MAX_MESSAGE_BYTES
+from dynamo_grpc.context import Context, enter_context, leave_context
+from dynamo_grpc.control import ControlServicer
+from dynamo_grpc.errors import (
+    DETAILS_KEY,
+    ConfigurationError,
+    DrainingError,
+    EndpointNotFoundError,
+    HandlerOutputError,
+    MeshError,
+    ModelNotFoundError,
+    RequestCancelledError,
+    from_exception,
+    names,
+    status_code,
+    status_details,
+)
+from dynamo_grpc.generation import Generation
+from dynamo_grpc.handlers import Handler
+from dynamo_grpc.lifecycle import Lifecycle, State
+from dynamo_grpc.messages import from_value, to_dict, to_value
+from dynamo_grpc.metadata import REQUEST_ID, printable, to_context
+from dynamo_grpc.names import nearest
+from dynamo_grpc.telemetry import headers, server_span
+from dynamo_grpc.v1 import (
+    control_pb2_grpc,
+    endpoint_pb2,
+    endpoint_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_card_pb2,
+)
+from dynamo_grpc.validation import check_request, with_defaults
+
+logger = logging.getLogger(__name__)
+
+INFERENCE = "dynamo_grpc.v1.Inference"
+ENDPOINT = "dynamo_grpc.v1.Endpoint"
+CONTROL = "dynamo_grpc.v1.Control"
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second worker on the port is an error, not a thief of streams
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # else pings end a stream that is silent for 30 s
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(slots=True)
+class Served:
+    """An endpoint of this process.
+
+    Attributes:
+        gives_dicts: the handler takes and yields dicts (functions) rather than messages (Worker subclasses).
+        files: of the model card, by hash.
+    """
+
+    instance: model_card_pb2.Instance
+    handler: Handler
+    card: model_card_pb2.ModelCard | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    gives_dicts: bool = True
+    refused_because: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its full name."""
+        return f"{self.instance.namespace}.{self.instance.component}.{self.instance.endpoint}"
+
+
+class Server:
+    """The server of one process.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes a free one.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.host, self.port = host, port
+        self.lifecycle = Lifecycle()
+        self.served: dict[str, Served] = {}
+        self.requests: dict[str, Context] = {}
+        self.changed = asyncio.Condition()
+        self.on_drain: Callable[[float | None], None] | None = None
+        self._server: grpc.aio.Server | None = None
+        self._health: health.HealthServicer | None = None
+        self._extra: list[tuple[Callable[[grpc.aio.Server], None], tuple[str, ...]]] = []
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the port is bound."""
+        return self._server is not None
+
+    def add_servicer(self, add: Callable[[grpc.aio.Server], None], *services: str) -> None:
+        """Serve a service of your own protos too.
+
+        Args:
+            add: `lambda server: add_MyServicer_to_server(MyServicer(), server)`.
+            services: full names, for reflection.
+        """
+        if self.is_started:
+            raise ConfigurationError("add a servicer before the first endpoint is served")
+        self._extra.append((add, services))
+
+    async def start(self) -> None:
+        """Bind the port and answer; everything is NOT_SERVING until an endpoint is ready.
+
+        Raises:
+            ConfigurationError: the port is taken.
+        """
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(self), server)
+        endpoint_pb2_grpc.add_EndpointServicer_to_server(EndpointServicer(self), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)
+        self._health = health.add_health(server)
+        for add, _ in self._extra:
+            add(server)
+        own = [name for _, services in self._extra for name in services]
+        health.add_reflection(server, [INFERENCE, ENDPOINT, CONTROL, *own])
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        try:
+            self.port = server.add_insecure_port(f"{host}:{self.port}")
+        except RuntimeError as error:
+            raise ConfigurationError(f"can't listen on {host}:{self.port}: the port is taken, or the host is not ours") from error
+        await self.update_health()
+        await server.start()
+        self._server = server
+
+    async def update_health(self) -> None:
+        """Say what serves: the process, each service, each model."""
+        assert self._health is not None
+        is_ready = self.lifecycle.state is State.READY
+        states = {"": is_ready, INFERENCE: False, ENDPOINT: False}
+        for served in self.served.values():
+            serves = is_ready and not served.refused_because
+            service = INFERENCE if served.card else ENDPOINT
+            states[service] = states[service] or serves
+            if served.card:
+                states[f"model/{served.card.name}"] = serves
+        if self.served and not any(not served.refused_because for served in self.served.values()):
+            states[""] = False
+        for name, serves in states.items():
+            await self._health.set(name, health.SERVING if serves else health.NOT_SERVING)
+        await self.notify()
+
+    async def notify(self) -> None:
+        """Tell those who wait for a change of load or state."""
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def drain(self, limit_s: float) -> None:
+        """Refuse new requests, wait for the running ones, at most `limit_s`; then cancel what is left."""
+        self.lifecycle.move(State.DRAINING)
+        if self._server is None:
+            return
+        await self.update_health()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s), self.changed:
+                await self.changed.wait_for(lambda: not self.requests)
+        if self.requests:
+            logger.warning("%d requests were still running after %.0f s and are cancelled", len(self.requests), limit_s)
+
+    async def stop(self) -> None:
+        """Close the port and end all calls."""
+        self.lifecycle.move(State.STOPPED)
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    # -- finding what a request is for --------------------------------------------------------------------------------
+
+    def model(self, name: str) -> Served:
+        """Who serves the model `name` (the only one if it is empty).
+
+        Raises:
+            ModelNotFoundError: names those there are.
+        """
+        models = [served for served in self.served.values() if served.card]
+        if not name and len(models) == 1:
+            return models[0]
+        for served in models:
+            if served.card and name in (served.card.name, *served.card.aliases):
+                return served
+        known = sorted(served.card.name for served in models if served.card)
+        said = f"no model {name!r}" if name else "several models, none named"
+        raise ModelNotFoundError(f"{said} at this worker: it serves {names(known)}", param="model")
+
+    def endpoint(self, name: str) -> Served:
+        """Who serves the endpoint `name` (the only one if it is empty).
+
+        Raises:
+            EndpointNotFoundError: names the nearest.
+        """
+        if not name and len(self.served) == 1:
+            return next(iter(self.served.values()))
+        if served := self.served.get(name.removeprefix("dyn://")):
+            return served
+        hint = nearest(name, self.served)
+        raise EndpointNotFoundError(
+            f"no endpoint {name!r} at this worker: it serves {names(sorted(self.served))}"
+            + (f" (did you mean {hint!r}?)" if hint else ""),
+            param="endpoint",
+        )
+
+    # -- one request --------------------------------------------------------------------------------------------------
+
+    async def _serve(
+        self,
+        call: grpc.aio.ServicerContext,
+        method: str,
+        request_id: str,
+        work: Callable[[Context], AsyncIterator[Message]],
+    ) -> None:
+        """Run one request: what `work` yields is written, what it raises becomes the call's status."""
+        metadata = headers(call.invocation_metadata() or ())
+        context = to_context(metadata, request_id, call.time_remaining())
+        if self.lifecycle.state in (State.DRAINING, State.STOPPED):
+            await abort(call, DrainingError("this worker is draining: try another instance"), context)
+        key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
+        self.requests[key] = context
+        token = enter_context(context)
+        started = time.monotonic()
+        try:
+            with server_span(method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}):
+                async with contextlib.aclosing(work(context)) as messages:  # type: ignore[type-var]
+                    async for message in messages:
+                        await call.write(message)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            context.kill()
+            if task is not None and task.cancelling():
+                raise  # the call was cancelled, or its time is over
+            await abort(call, RequestCancelledError("the handler cancelled the request"), context)
+        except (Exception, GeneratorExit) as error:
+            told, is_unexpected = from_exception(error)
+            if is_unexpected:
+                logger.exception("%s failed", method, extra={"request_id": context.id(), "error_id": told.error_id})
+            elif isinstance(error, HandlerOutputError):
+                logger.error("%s", error, extra={"request_id": context.id()})
+            await abort(call, told, context)
+        finally:
+            leave_context(token)
+            del self.requests[key]
+            logger.debug("%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()})
+            if not self.requests or self.lifecycle.state is State.DRAINING:
+                await asyncio.shield(self.notify())
+
+
+async def abort(call: grpc.aio.ServicerContext, error: MeshError, context: Context) -> NoReturn:
+    """End a call with an error, its details and the request id."""
+    # abort replaces the trailers that were set before: they are all given here
+    trailers = ((DETAILS_KEY, status_details(error)), (REQUEST_ID, printable(context.id())))
+    await call.abort(status_code(error), error.message[:2000], trailing_metadata=trailers)
+    raise AssertionError("abort raises")
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServicer):
+    """Generate and GenerateOnce over a server's models."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        await self._server._serve(
+            context, f"{INFERENCE}/Generate", request.request_id, lambda inner: self._generate(request, inner)
+        )
+
+    async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:  # noqa: N802
+        folded = inference_pb2.GenerateResponse()
+
+        async def work(inner: Context) -> AsyncIterator[Message]:
+            async with contextlib.aclosing(self._generate(request, inner)) as responses:  # type: ignore[type-var]
+                async for response in responses:
+                    fold(folded, response)
+            return
+            yield  # makes it a generator: the answer is returned, not written
+
+        await self._server._serve(context, f"{INFERENCE}/GenerateOnce", request.request_id, work)
+        return folded
+
+    async def _generate(
+        self, request: inference_pb2.PreprocessedRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        served = self._server.model(request.model)
+        assert served.card is not None
+        check_request(request, served.card)
+        full = with_defaults(request, served.card)
+        full.request_id = context.id()
+        generation = Generation(served.handler.name, full, served.card.vocab_size)
+        stream = served.handler(to_dict(full) if served.gives_dicts else full, context)
+        async with contextlib.aclosing(stream) as items:  # type: ignore[type-var]
+            async for item in items:
+                if response := generation.feed(item):
+                    yield self._sign(response, served)
+                if generation.is_finished:
+                    return
+        if response := generation.end(is_stopped=context.is_stopped()):
+            yield self._sign(response, served)
+
+    @staticmethod
+    def _sign(response: inference_pb2.GenerateResponse, served: Served) -> inference_pb2.GenerateResponse:
+        if response.sequence == 0:
+            response.worker.instance_id = served.instance.instance_id
+            response.worker.epoch = served.instance.epoch
+        return response
+
+
+class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
+    """Call over a server's endpoints of any kind."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+        await self._server._serve(context, f"{ENDPOINT}/Call", request.request_id, lambda inner: self._call(request, inner))
+
+    async def _call(self, request: endpoint_pb2.CallRequest, context: Context) -> AsyncIterator[endpoint_pb2.CallResponse]:
+        served = self._server.endpoint(request.endpoint)
+        if served.card:
+            raise EndpointNotFoundError(f"endpoint {served.name} is a model's: call {INFERENCE}/Generate", param="endpoint")
+        payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
+        sequence = 0
+        async with contextlib.aclosing(served.handler(payload, context)) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield to_call_response(item, sequence, served.handler.name)
+                sequence += 1
+
+
+def to_call_response(item: Any, sequence: int, handler_name: str) -> endpoint_pb2.CallResponse:
+    """What a handler yielded, as a message.
+
+    Raises:
+        HandlerOutputError: it is neither bytes nor a JSON value.
+    """
+    if isinstance(item, (bytes, bytearray)):
+        return endpoint_pb2.CallResponse(sequence=sequence, data=bytes(item))
+    try:
+        return endpoint_pb2.CallResponse(sequence=sequence, json=to_value(item))
+    except TypeError as error:
+        raise HandlerOutputError(
+            f"handler {handler_name} yielded {item!r:.80} ({type(item).__name__}): {error}; "
+            "an endpoint's handler yields bytes or JSON values"
+        ) from None
+
+
+def fold(folded: inference_pb2.GenerateResponse, response: inference_pb2.GenerateResponse) -> None:
+    """Add one output of a stream to the answer that is all of them."""
+    by_index = {choice.index: choice for choice in folded.choices}
+    for delta in response.choices:
+        choice = by_index.get(delta.index)
+        if choice is None:
+            folded.choices.add().CopyFrom(delta)
+            continue
+        text = choice.text + delta.text
+        choice.MergeFrom(delta)  # lists are concatenated
+        if delta.HasField("text"):
+            choice.text = text
+    for name in ("usage", "prompt_info", "worker", "annotations"):
+        if response.HasField(name):  # type: ignore[arg-type]
+            getattr(folded, name).CopyFrom(getattr(response, name))
+
+
+def advertised_address(advertise: str, host: str, port: int) -> str:
+    """The address that others reach this server at.
+
+    Raises:
+        ConfigurationError: it listens on all addresses and nobody said which one others should use.
+    """
+    if advertise:
+        return advertise if ":" in advertise else f"{advertise}:{port}"
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        pod_ip = os.environ.get("POD_IP", "")
+        if not pod_ip:
+            raise ConfigurationError(f"--host {host} needs --advertise HOST[:PORT]: which address do others reach it at?")
+        return f"{pod_ip}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,74 @@
+"""Register a grpc.aio server that is not ours: a plain servicer of the generated classes is routed like any worker."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from dynamo_grpc import health
+from dynamo_grpc.cards import load_model
+from dynamo_grpc.control import ControlServicer
+from dynamo_grpc.handlers import Handler
+from dynamo_grpc.lifecycle import State
+from dynamo_grpc.names import EndpointName
+from dynamo_grpc.records import to_json
+from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.server import CONTROL, INFERENCE, Served, Server
+from dynamo_grpc.v1 import control_pb2_grpc
+
+
+@contextlib.asynccontextmanager
+async def register_server(
+    server: grpc.aio.Server,
+    port: int,
+    model_path: str | Path | None,
+    *,
+    endpoint: str = "dynamo.backend.generate",
+    host: str = "127.0.0.1",
+    advertise: str = "",
+    **model: Any,
+) -> AsyncIterator[DistributedRuntime]:
+    """Start a server that has an `InferenceServicer`, with health, reflection and Control added, and register it.
+
+    Args:
+        server: made with `dynamo_grpc.server.SERVER_OPTIONS` or options of your own, not started.
+        port: what `add_insecure_port` gave.
+        model_path: the model's folder, as for a Worker.
+        model: as `dynamo_grpc.cards.load_model` takes them: model_name, model_type, capabilities …
+
+    Yields:
+        the runtime; the server is in the registry while inside, and stopped at the end.
+    """
+    name = EndpointName.parse(endpoint)
+    loaded = load_model(model_path, **model)
+    async with DistributedRuntime(host=host, port=port, advertise=advertise) as runtime:
+        own = Server(host, port)
+        runtime.set_model(name, loaded)
+        served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
+        own.served[str(name)] = served
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(own), server)
+        servicer = health.add_health(server)
+        health.add_reflection(server, [INFERENCE, CONTROL])
+        await servicer.set("", health.NOT_SERVING)
+        await server.start()
+        values = {name.instance_key(runtime.instance_id): to_json(served.instance)}
+        values[name.card_key(runtime.instance_id)] = to_json(loaded.card)
+        registration = await runtime.registry.register(values)
+        try:
+            await registration.wait_registered()
+            own.lifecycle.move(State.READY)
+            for service in ("", INFERENCE, f"model/{loaded.card.name}"):
+                await servicer.set(service, health.SERVING)
+            yield runtime
+        finally:
+            await registration.close()
+            await servicer.enter_graceful_shutdown()
+            await server.stop(runtime.drain_limit_s)
+
+
+async def _unused(request: Any) -> None:
+    """The servicer of the given server answers, not a handler of ours."""

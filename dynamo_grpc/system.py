@@ -1,0 +1,83 @@
+"""The system port of a worker: /live, /health and /metrics over plain HTTP, for probes that speak no gRPC.
+
+A thread of its own answers, from the standard library: a loop that is busy with tokens still passes its liveness probe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.lifecycle import State
+
+if TYPE_CHECKING:
+    from dynamo_grpc.server import Server
+
+
+@contextlib.contextmanager
+def open_system_server(server: Server, port: int | None) -> Iterator[int | None]:
+    """Answer on `port` (0: a free one; None: not at all) while inside; gives the port.
+
+    Raises:
+        ConfigurationError: the port is taken.
+    """
+    if port is None:
+        yield None
+        return
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            status, kind, body = _answer(self.path, server)
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """Probes are not worth a line each."""
+
+    class HttpServer(http.server.ThreadingHTTPServer):
+        allow_reuse_port = False
+        daemon_threads = True
+
+    try:
+        http_server = HttpServer((server.host, port), Handler)
+    except OSError as error:
+        raise ConfigurationError(f"can't listen on system port {port}: {error.strerror}") from error
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+    thread.start()
+    try:
+        yield http_server.server_address[1]
+    finally:
+        http_server.shutdown()
+        http_server.server_close()
+        thread.join()
+
+
+def _answer(path: str, server: Server) -> tuple[int, str, bytes]:
+    served = list(server.served.values())
+    is_ready = server.lifecycle.state is State.READY
+    match path.partition("?")[0]:
+        case "/live":
+            return 200, "application/json", b'{"status":"live"}'
+        case "/health":
+            endpoints = {s.name: s.refused_because or ("ready" if is_ready else "notready") for s in served}
+            is_serving = is_ready and any(not s.refused_because for s in served)
+            body = {"status": "ready" if is_serving else "notready", "state": server.lifecycle.state.name.lower()}
+            text = json.dumps({**body, "endpoints": endpoints, "requests": len(server.requests)})
+            return (200 if is_serving else 503), "application/json", text.encode()
+        case "/metrics":
+            text = (
+                "# HELP dynamo_component_inflight_requests Requests that run now.\n"
+                "# TYPE dynamo_component_inflight_requests gauge\n"
+                f"dynamo_component_inflight_requests {len(server.requests)}\n"
+            )
+            return 200, "text/plain; version=0.0.4; charset=utf-8", text.encode()
+        case _:
+            return 404, "application/json", b'{"error":"there are /live, /health and /metrics"}'

@@ -1,0 +1,141 @@
+"""The base class of workers: load, generate, close; everything else is the library's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dynamo_grpc.cards import ModelInput, ModelType, load_model
+from dynamo_grpc.context import Context
+from dynamo_grpc.names import EndpointName
+from dynamo_grpc.runtime import DistributedRuntime, stop_signals
+from dynamo_grpc.server import Served
+from dynamo_grpc.system import open_system_server
+from dynamo_grpc.v1 import inference_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(ABC):
+    """A model's worker. Subclass it, implement `generate`, and `run` it.
+
+    The class attributes are defaults; flags and DYN_* variables win over them.
+
+    Attributes:
+        model_path: folder with tokenizer, template and configuration, relative to the file of the class; None for a
+            worker without a tokenizer.
+        model_name: name that clients ask for; the folder's name by default.
+        model_input: what `generate` gets: token ids, or text and messages.
+        model_type: what the model can be asked for.
+        capabilities: optional abilities of `generate` (see `dynamo_grpc.cards.CAPABILITIES`); requests that need others
+            are refused.
+    """
+
+    model_path: ClassVar[str | Path | None] = None
+    model_name: ClassVar[str] = ""
+    model_input: ClassVar[ModelInput] = ModelInput.Tokens
+    model_type: ClassVar[ModelType] = ModelType.Chat | ModelType.Completions
+    capabilities: ClassVar[Iterable[str]] = ()
+    context_length: ClassVar[int | None] = None
+    kv_cache_block_size: ClassVar[int | None] = None
+    migration_limit: ClassVar[int | None] = None
+    runtime_config: ClassVar[Mapping[str, Any]] = {}
+    namespace: ClassVar[str] = "dynamo"
+    component: ClassVar[str] = "backend"
+    endpoint: ClassVar[str] = "generate"
+
+    async def start(self) -> None:  # noqa: B027 - may be left out
+        """Load the model; the worker is ready after it."""
+
+    @abstractmethod
+    def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[Any]:
+        """Answer one request: an async generator of ints, lists of ints, text, ChoiceDeltas or GenerateResponses.
+
+        Everything that the request left unset is filled in from the model card. Finish and usage may be left out:
+        the library adds them, and enforces max_tokens, stop ids, min_tokens and ignore_eos.
+        """
+
+    async def close(self) -> None:  # noqa: B027 - may be left out
+        """Free engine resources and temporary files; called once, after the last request."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What flags say; None means the class's own value."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: str = ""
+    namespace: str | None = None
+    component: str | None = None
+    model_path: str | None = None
+    model_name: str | None = None
+    system_port: int | None = None
+
+
+def model_folder(cls: type[Worker]) -> Path | None:
+    """The class's model folder, found from the file that the class is in."""
+    if cls.model_path is None:
+        return None
+    path = Path(cls.model_path)
+    return path if path.is_absolute() else Path(inspect.getfile(cls)).resolve().parent / path
+
+
+async def serve_worker(
+    cls: type[Worker], settings: WorkerSettings, on_ready: Callable[[Served], None] | None = None
+) -> None:
+    """Run a worker until SIGTERM or SIGINT: serve, drain, close.
+
+    Raises:
+        ConfigurationError: a setting is wrong; nothing is left behind.
+    """
+    model = load_model(
+        settings.model_path or model_folder(cls),
+        settings.model_name or cls.model_name,
+        model_input=cls.model_input,
+        model_type=cls.model_type,
+        context_length=cls.context_length,
+        kv_cache_block_size=cls.kv_cache_block_size,
+        migration_limit=cls.migration_limit,
+        capabilities=cls.capabilities,
+        runtime_config=cls.runtime_config,
+    )
+    name = EndpointName(settings.namespace or cls.namespace, settings.component or cls.component, cls.endpoint)
+    runtime = DistributedRuntime(host=settings.host, port=settings.port, advertise=settings.advertise)
+    async with runtime, contextlib.AsyncExitStack() as stack:
+        runtime.set_model(name, model)
+        await runtime.start_server()  # health answers NOT_SERVING while the model loads
+        stack.enter_context(open_system_server(runtime.server, settings.system_port))
+        worker = cls()
+        task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, on_ready))
+        with stop_signals(runtime, task):
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                if not runtime.is_shutting_down:
+                    raise
+            finally:
+                await worker.close()
+
+
+async def _start_and_serve(
+    worker: Worker, runtime: DistributedRuntime, name: EndpointName, on_ready: Callable[[Served], None] | None
+) -> None:
+    await worker.start()
+    await runtime.serve(name, worker.generate, gives_dicts=False, on_ready=on_ready)
+
+
+def run(cls: type[Worker]) -> None:
+    """Run a worker from its own file: the same as `dynamo-grpc worker FILE:CLASS`, with the same flags."""
+    from dynamo_grpc.cli.worker import worker_command  # the command line is not needed to write a worker
+
+    worker_command(cls).main(prog_name=Path(inspect.getfile(cls)).name)
