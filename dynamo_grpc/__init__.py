@@ -3,6 +3,12 @@
 This list is the public surface; everything else in the package may change.
 """
 
+import os as _os
+
+# gRPC reads these when it is loaded; set them yourself to have it otherwise.
+_os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its info lines say nothing to users
+_os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing here forks after start; engines must fork before it
+
 from dynamo_grpc.cards import ModelInput, ModelType
 from dynamo_grpc.client import Annotated, Client, ResponseStream
 from dynamo_grpc.context import Context, current_context

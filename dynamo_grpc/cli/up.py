@@ -1,0 +1,203 @@
+"""`dynamo-grpc up`: a whole mesh on one machine, under one supervising process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dynamo_grpc.cli.chat import ChatClient
+from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option
+from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.registry.embedded import EmbeddedRegistry
+
+_PORT = click.IntRange(1, 65535)
+_STOP_S = 35.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A process of the mesh."""
+
+    name: str
+    args: tuple[str, ...]
+
+
+@click.command(
+    cls=MeshCommand,
+    epilog="""\b
+Examples:
+  dynamo-grpc up
+  dynamo-grpc up --model my_worker.py --workers 3
+  ETCD_ENDPOINTS=etcd:2379 dynamo-grpc up""",
+)
+@click.option("--model", envvar="DYN_MODEL", default="tiny", show_default=True, show_envvar=True, metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]", help="Worker to run.")
+@click.option("--workers", envvar="DYN_WORKERS", default=1, show_default=True, show_envvar=True, type=click.IntRange(1, 64), help="How many of it, on ports from --port on.")
+@click.option("--http-port", envvar="DYN_HTTP_PORT", default=8000, show_default=True, show_envvar=True, type=_PORT, help="Port of the frontend.")
+@click.option("--port", envvar="DYN_PORT", default=9000, show_default=True, show_envvar=True, type=_PORT, help="gRPC port of the first worker.")
+@click.option("--registry-port", envvar="DYN_REGISTRY_PORT", default=2379, show_default=True, show_envvar=True, type=_PORT, help="Port of the embedded registry; unused when ETCD_ENDPOINTS is set.")
+@click.option("--router-mode", envvar="DYN_ROUTER_MODE", default="round-robin", show_default=True, show_envvar=True, help="As for `frontend`.")
+@click.option("--ask", envvar="DYN_ASK", default="", show_envvar=True, metavar="TEXT", help="Ask this when all is ready, and show the answer as it streams.")
+@log_option
+def up(**options: Any) -> None:
+    """Run registry, workers and frontend on this machine, until Ctrl-C."""
+    configure_logging(options["log_level"])
+    asyncio.run(_Supervisor(options).run())
+
+
+class _Supervisor:
+    """Starts the parts, starts again those that die, and stops them all."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._stop = asyncio.Event()
+        self._num_signals = 0
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+
+    async def run(self) -> None:
+        """Until SIGINT or SIGTERM."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        options = self._options
+        ports = [(options["http_port"], "the frontend (--http-port)")]
+        ports += [(options["port"] + i, f"worker {i + 1} (--port)") for i in range(options["workers"])]
+        for port, what in ports:
+            _check_free(port, what)
+        async with self._registry() as endpoints:
+            env = {**os.environ, "ETCD_ENDPOINTS": endpoints, "DYN_LOG": options["log_level"], "PYTHONUNBUFFERED": "1"}
+            for name in ("DYN_PORT", "DYN_STATIC", "DYN_DISCOVERY_BACKEND"):
+                env.pop(name, None)
+            workers = [
+                _Part(f"worker {i + 1}", ("worker", options["model"], "--port", str(options["port"] + i)))
+                for i in range(options["workers"])
+            ]
+            front = _Part(
+                "frontend", ("frontend", "--http-port", str(options["http_port"]), "--router-mode", options["router_mode"])
+            )
+            async with asyncio.TaskGroup() as tasks:
+                kept = [tasks.create_task(self._keep(part, env)) for part in (*workers, front)]
+                greeting = tasks.create_task(asyncio.to_thread(self._greet))
+                await self._stop.wait()
+                await self._stop_all([front.name])
+                await self._stop_all([part.name for part in workers])
+                for task in (*kept, greeting):
+                    task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _registry(self) -> AsyncIterator[str]:
+        configured = os.environ.get("ETCD_ENDPOINTS")
+        if configured:
+            click.echo(f"registry: etcd at {configured}")
+            yield configured
+            return
+        async with EmbeddedRegistry(self._options["registry_port"]) as server:
+            click.echo(f"registry ready at {server.endpoint} (embedded, in memory, for development)")
+            yield server.endpoint
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        if self._num_signals == 1:
+            self._stop.set()
+            return
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def _keep(self, part: _Part, env: dict[str, str]) -> None:
+        """Run a part, again and again until the stop."""
+        backoff_s = 0.5
+        while not self._stop.is_set():
+            started = time.monotonic()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "dynamo_grpc", *part.args,
+                env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+            self._processes[part.name] = process
+            if self._stop.is_set():  # it came while the process was being made
+                process.terminate()
+            code = await process.wait()
+            del self._processes[part.name]
+            if self._stop.is_set():
+                return
+            if time.monotonic() - started > 30.0:
+                backoff_s = 0.5
+            click.echo(f"{part.name} ended ({_describe(code)}), starting it again in {backoff_s:g} s", err=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff_s)
+            backoff_s = min(backoff_s * 2, 10.0)
+
+    async def _stop_all(self, names: list[str]) -> None:
+        processes = [self._processes[name] for name in names if name in self._processes]
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_S):
+                await asyncio.gather(*(process.wait() for process in processes))
+        except TimeoutError:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+
+    def _greet(self) -> None:
+        """When a model is ready, say how to use it, and ask what --ask says."""
+        port = self._options["http_port"]
+        client = ChatClient(f"http://127.0.0.1:{port}")
+        models: list[str] = []
+        while not models and not self._stop.is_set():
+            with contextlib.suppress(click.ClickException, OSError, http.client.HTTPException):
+                models = client.models()
+            time.sleep(0.1)
+        if not models or self._stop.is_set():
+            return
+        text = self._options["ask"] or "Tell me about the sea"
+        body = f'{{"model":"{models[0]}","stream":true,"messages":[{{"role":"user","content":"{text}"}}]}}'
+        click.echo(f"\nall ready; try\n  curl -N localhost:{port}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n")
+        if self._options["ask"]:
+            click.echo(f"> {text}")
+            try:
+                for piece in client.answer(models[0], [{"role": "user", "content": text}]):
+                    click.echo(piece, nl=False)
+            except (click.ClickException, OSError, http.client.HTTPException) as error:
+                if not self._stop.is_set():
+                    click.echo(f"no answer: {error}", err=True)
+            click.echo("\n\nrunning until Ctrl-C")
+
+
+def _check_free(port: int, what: str) -> None:
+    """Raise if something listens on the port already.
+
+    Raises:
+        ConfigurationError: names the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigurationError(
+                f"port {port} for {what} is taken: stop what listens there, or choose another port"
+            ) from None
+
+
+def _die_with_parent() -> None:
+    """Linux: end with the supervisor, even if it is killed."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _describe(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,0 +1,157 @@
+"""`dynamo-grpc worker`: run a worker by its name, its module or its file."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option
+from dynamo_grpc.errors import ConfigurationError, names
+from dynamo_grpc.names import nearest
+from dynamo_grpc.server import Served
+from dynamo_grpc.worker import Worker, WorkerSettings, serve_worker
+
+WORKERS = "dynamo_grpc.workers"
+
+_PORT = click.IntRange(0, 65535)
+_OPTIONS = (
+    click.option("--port", envvar="DYN_PORT", default=0, show_default=True, show_envvar=True, type=_PORT, help="gRPC port; 0 takes a free one."),
+    click.option("--host", envvar="DYN_HOST", default="127.0.0.1", show_default=True, show_envvar=True, help="Address to listen on."),
+    click.option("--advertise", envvar="DYN_ADVERTISE", default="", show_envvar=True, metavar="HOST[:PORT]", help="Address that others reach it at, if not the one it listens on."),
+    click.option("--namespace", envvar="DYN_NAMESPACE", show_envvar=True, help="Namespace of its endpoint."),
+    click.option("--component", envvar="DYN_COMPONENT", show_envvar=True, help="Component of its endpoint."),
+    click.option("--model-path", envvar="DYN_MODEL_PATH", show_envvar=True, type=click.Path(), help="Folder with tokenizer, template and configuration."),
+    click.option("--model-name", envvar="DYN_MODEL_NAME", show_envvar=True, help="Name that clients ask for."),
+    click.option("--system-port", envvar="DYN_SYSTEM_PORT", show_envvar=True, type=click.IntRange(-1, 65535), help="HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none."),
+    log_option,
+)  # fmt: skip
+
+_EPILOG = """\b
+Examples:
+  dynamo-grpc worker tiny --port 9000
+  dynamo-grpc worker my_worker.py
+  dynamo-grpc worker my_package.workers:Shout --model-path models/shout --model-name shout"""
+
+
+def _add_options(command: Any) -> Any:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(cls=MeshCommand, epilog=_EPILOG)
+@click.argument("target", metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]")
+@_add_options
+def worker(target: str, **options: Any) -> None:
+    """Run a worker: one that is installed (tiny, echo, hello_world), or your own."""
+    found = find_worker(target)
+    if isinstance(found, type):
+        _run(found, options)
+        return
+    configure_logging(options["log_level"])
+    for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
+        os.environ[name] = str(options[flag])
+    asyncio.run(found())
+
+
+def worker_command(cls: type[Worker]) -> click.Command:
+    """The command that runs one class, for `run`."""
+
+    @click.command(cls=MeshCommand, help=f"Run the worker {cls.__name__}.")
+    @_add_options
+    def command(**options: Any) -> None:
+        _run(cls, options)
+
+    assert isinstance(command, click.Command)
+    return command
+
+
+def _run(cls: type[Worker], options: dict[str, Any]) -> None:
+    configure_logging(options.pop("log_level"))
+    system_port = options.pop("system_port")
+    settings = WorkerSettings(**options, system_port=None if system_port in (None, -1) else system_port)
+    _install_uvloop()
+    asyncio.run(serve_worker(cls, settings, _say_ready))
+
+
+def _install_uvloop() -> None:
+    if importlib.util.find_spec("uvloop") is not None:
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+def _say_ready(served: Served) -> None:
+    model = f", model {served.card.name}" if served.card else ""
+    click.echo(f"worker ready at {served.instance.address} ({served.name}{model}, instance {served.instance.instance_id:016x})")
+
+
+def find_worker(target: str) -> Any:
+    """A Worker subclass, or a function decorated with `dynamo_worker`.
+
+    Raises:
+        ConfigurationError: there is none; says what there is.
+    """
+    path, _, attribute = target.partition(":")
+    if path.endswith(".py"):
+        return _pick(_load_file(Path(path)), attribute, target)
+    if attribute:
+        sys.path.insert(0, os.getcwd())
+        try:
+            return _pick(importlib.import_module(path), attribute, target)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"no module {path!r} to find {attribute!r} in: {error}") from error
+    installed = {found.name: found for found in entry_points(group=WORKERS)}
+    if target not in installed:
+        hint = nearest(target, installed)
+        raise ConfigurationError(
+            f"no worker {target!r}: there are {names(sorted(installed))}, or give FILE.py or MODULE:CLASS"
+            + (f" (did you mean {hint!r}?)" if hint else "")
+        )
+    try:
+        return installed[target].load()
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"worker {target!r} needs the package {error.name}: pip install 'dynamo-grpc[frontend]'") from error
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ConfigurationError(f"no file {str(path)!r} (looked in {Path.cwd()})")
+    sys.path.insert(0, str(path.resolve().parent))
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that inspect finds the classes' file
+    spec.loader.exec_module(module)
+    return module
+
+
+def _pick(module: Any, attribute: str, target: str) -> Any:
+    if attribute:
+        found = getattr(module, attribute, None)
+        if not _is_worker(found):
+            raise ConfigurationError(
+                f"{target!r} is no worker: name a subclass of dynamo_grpc.Worker or a function with @dynamo_worker()"
+            )
+        return found
+    own = {n: v for n, v in vars(module).items() if _is_worker(v) and getattr(v, "__module__", "") == module.__name__}
+    if len(own) != 1:
+        raise ConfigurationError(f"{target} has {names(sorted(own)) if own else 'no worker'}: name one, {target}:CLASS")
+    return next(iter(own.values()))
+
+
+def _is_worker(value: Any) -> bool:
+    if inspect.isclass(value):
+        return issubclass(value, Worker) and not inspect.isabstract(value)
+    return bool(getattr(value, "__dynamo_worker__", False))

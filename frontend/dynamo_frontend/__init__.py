@@ -1,0 +1,1 @@
+"""The HTTP front door: preprocess, route, relay, postprocess, in OpenAI's shapes."""

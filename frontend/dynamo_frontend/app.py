@@ -1,0 +1,279 @@
+"""The HTTP application: routes, bodies in, answers out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from prometheus_client import exposition
+from starlette.exceptions import HTTPException
+
+from dynamo_frontend import envelope
+from dynamo_frontend.answer import Answer, Writer
+from dynamo_frontend.catalog import Catalog, Model
+from dynamo_frontend.preprocess import prepare_chat, prepare_completion
+from dynamo_frontend.record import Metrics, Record
+from dynamo_frontend.relay import Relay, collect
+from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
+from dynamo_frontend.shapes import DONE, ChatShape, CompletionShape, Shape
+from dynamo_grpc import (
+    Context,
+    DistributedRuntime,
+    HttpError,
+    InvalidRequestError,
+    MeshError,
+    RouterMode,
+    TooLargeError,
+    __version__,
+)
+from dynamo_grpc.telemetry import server_span
+from dynamo_grpc.v1 import inference_pb2, model_card_pb2
+
+logger = logging.getLogger(__name__)
+
+_R = TypeVar("_R", bound=Sampling)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_ID = re.compile(r"[ -~]{1,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class FrontendSettings:
+    """What the frontend's flags say."""
+
+    namespace: str = ""
+    router_mode: RouterMode = RouterMode.RoundRobin
+    max_body_bytes: int = 64 * 1024 * 1024
+    instance_wait_s: float = 10.0
+
+
+class Frontend:
+    """The application and what it holds."""
+
+    def __init__(self, settings: FrontendSettings, make_runtime: Callable[[], DistributedRuntime] = DistributedRuntime) -> None:
+        self._settings, self._make_runtime = settings, make_runtime
+        self.metrics = Metrics()
+        self.catalog: Catalog
+        self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
+        self._add_routes(self.app)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        async with self._make_runtime() as runtime:
+            settings = self._settings
+            self.catalog = Catalog(runtime, settings.router_mode, settings.namespace, settings.instance_wait_s)
+            yield
+            await self.catalog.close()
+
+    def _add_routes(self, app: FastAPI) -> None:
+        def post(path: str, schema: type[Sampling], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:
+            content = {"application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}}
+            body = {"requestBody": {"required": True, "content": content}}
+            app.post(path, openapi_extra=body, summary=text, response_model=None)(handler)
+
+        post("/v1/chat/completions", ChatRequest, self._chat, "Answer a chat")
+        post("/v1/completions", CompletionRequest, self._completion, "Continue a text")
+        app.get("/v1/models", summary="List the models")(self._list_models)
+        app.get("/v1/models/{name:path}", summary="Describe a model", response_model=None)(self._get_model)
+        app.get("/health", summary="Whether requests can be served", response_model=None)(self._health)
+        app.get("/live", summary="Whether the process lives")(self._live)
+        app.get("/metrics", summary="Metrics in Prometheus' format", response_model=None)(self._metrics)
+        app.exception_handler(MeshError)(self._on_error)
+        app.exception_handler(Exception)(self._on_error)
+        app.exception_handler(HTTPException)(self._on_http_error)
+
+    # -- generation -----------------------------------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Answer:
+        async def prepare(body: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
+            model.check_type(model_card_pb2.MODEL_TYPE_CHAT, "chat completions")
+            return await prepare_chat(body, model)
+
+        return await self._answer(request, "chat_completions", ChatRequest, prepare, ChatShape)
+
+    async def _completion(self, request: Request) -> Answer:
+        async def prepare(body: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
+            model.check_type(model_card_pb2.MODEL_TYPE_COMPLETIONS, "completions")
+            return await prepare_completion(body, model)
+
+        return await self._answer(request, "completions", CompletionRequest, prepare, CompletionShape)
+
+    async def _answer(
+        self,
+        request: Request,
+        endpoint: str,
+        schema: type[_R],
+        prepare: Callable[[_R, Model], Awaitable[inference_pb2.PreprocessedRequest]],
+        make_shape: Callable[..., Shape],
+    ) -> Answer:
+        request_id = _request_id(request)
+        record = Record(self.metrics, request_id, endpoint)
+        try:
+            body = schema.model_validate(await self._json(request))
+            record.is_stream = body.stream
+            record.model = body.model[:100]
+            context = Context(request_id, timeout_s=_timeout_s(request))
+            instance_id = _instance_id(request)
+        except Exception as error:
+            record.fail(envelope.to_mesh_error(error)[0])
+            record.end()
+            raise
+        headers = [(b"x-request-id", request_id.encode())]
+        if unknown := body.unknown():
+            listed = ", ".join(unknown)[:500].encode("ascii", "replace").decode()
+            headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
+
+        async def work(writer: Writer) -> None:
+            carrier = {key: value for key, value in request.headers.items() if key in ("traceparent", "tracestate")}
+            with server_span(f"POST /v1/{endpoint}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}):
+                model = await self.catalog.find(body.model)
+                record.begin(model.card.name)
+                message = await prepare(body, model)
+                message.request_id = request_id
+                mode = self._settings.router_mode
+                relay = Relay(model, body, message, context, record, mode, instance_id)
+                assert model.preparation is not None
+                has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
+                shape = make_shape(request_id, body.model, model.preparation.tokenizer, has_usage=has_usage)
+                if body.stream:
+                    await _stream(writer, relay, shape, max(1, body.n or 1), has_usage=has_usage)
+                else:
+                    pieces = await collect(relay)
+                    await writer.json(200, shape.body(pieces.values(), relay.usage))
+
+        return Answer(work, context, record, headers, is_stream=body.stream)
+
+    async def _json(self, request: Request) -> Any:
+        """The body as a JSON value.
+
+        Raises:
+            TooLargeError: it is larger than the limit; the rest isn't read.
+            InvalidRequestError: it is no JSON.
+        """
+        limit = self._settings.max_body_bytes
+        declared = request.headers.get("content-length", "0")
+        pieces, size = [], int(declared) if declared.isdigit() else 0
+        if size <= limit:
+            size = 0
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limit:
+                    break
+                pieces.append(piece)
+        if size > limit:
+            raise TooLargeError(f"the body is larger than {limit // 2**20} MiB")
+        try:
+            return orjson.loads(b"".join(pieces))
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequestError(f"the body is no JSON: {error}") from None
+
+    # -- the rest -------------------------------------------------------------------------------------------------------
+
+    async def _list_models(self) -> dict[str, Any]:
+        return {"object": "list", "data": [_model_dict(model) for model in self.catalog.ready()]}
+
+    async def _get_model(self, name: str) -> dict[str, Any]:
+        return _model_dict(await self.catalog.find(name))
+
+    async def _health(self) -> Response:
+        ready = self.catalog.ready()
+        instances = [live.instance for model in self.catalog.all() for live in model.instances.routable()]
+        body = {
+            "status": "healthy" if ready else "unhealthy",
+            "models": [model.card.name for model in ready],
+            "endpoints": sorted({f"dyn://{i.namespace}.{i.component}.{i.endpoint}" for i in instances}),
+            "instances": [{"instance_id": f"{i.instance_id:016x}", "address": i.address, "model": i.model} for i in instances],
+        }
+        if not ready:
+            body["message"] = (
+                "no model has an instance that answers" if self.catalog.is_connected else "the registry has not answered yet"
+            )
+        return Response(orjson.dumps(body), 200 if ready else 503, media_type="application/json")
+
+    async def _live(self) -> dict[str, str]:
+        return {"status": "live"}
+
+    async def _metrics(self) -> Response:
+        return Response(exposition.generate_latest(self.metrics.registry), media_type=exposition.CONTENT_TYPE_LATEST)
+
+    async def _on_error(self, request: Request, error: Exception) -> Response:
+        told, is_unexpected = envelope.to_mesh_error(error)
+        request_id = _request_id(request)
+        if is_unexpected:
+            logger.error("request failed", exc_info=error, extra={"request_id": request_id, "error_id": told.error_id})
+        return _error_response(told, request_id)
+
+    async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
+        text = f"{error.detail}: {request.method} {request.url.path}"
+        return _error_response(HttpError(error.status_code, text), _request_id(request))
+
+
+async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, *, has_usage: bool) -> None:
+    begin = shape.begin(num_choices)
+    async with contextlib.aclosing(relay.pieces()) as batches:  # type: ignore[type-var]
+        async for pieces in batches:
+            events = begin + b"".join([shape.event(piece) for piece in pieces])
+            begin = b""
+            if events:
+                await writer.events(events)
+    await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
+    await writer.end()
+
+
+def _error_response(error: MeshError, request_id: str) -> Response:
+    response = Response(envelope.body(error, request_id), error.http_status, media_type="application/json")
+    response.headers["x-request-id"] = request_id
+    for key, value in envelope.headers(error):
+        response.headers[key.decode()] = value.decode()
+    return response
+
+
+def _request_id(request: Request) -> str:
+    """The client's id, or one of ours; the same for the whole request."""
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+    return str(request.state.request_id)
+
+
+def _timeout_s(request: Request) -> float | None:
+    """The client's time-out: seconds, or with a unit (500ms, 30s, 2m).
+
+    Raises:
+        InvalidRequestError: it is no duration above 0.
+    """
+    text = request.headers.get("x-request-timeout")
+    if text is None:
+        return None
+    match = _DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"] if match else 0.0
+    if seconds <= 0:
+        raise InvalidRequestError(f"x-request-timeout is {text!r}: give seconds above 0, or 500ms, 30s, 2m")
+    return seconds
+
+
+def _instance_id(request: Request) -> int | None:
+    """The instance that the client wants, by its id as /health shows it."""
+    text = request.headers.get("x-worker-instance-id")
+    if text is None:
+        return None
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise InvalidRequestError(f"x-worker-instance-id is {text!r}: give the hexadecimal id that /health shows") from None
+
+
+def _model_dict(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.card.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "dynamo-grpc",
+        "max_model_len": model.card.context_length or None,
+    }

@@ -1,0 +1,230 @@
+"""The models that can be asked for now: who serves them, and what is needed to prepare requests for them.
+
+It watches the registry; a model's files come from its workers, by hash, so no disk and no hub is shared. Each model
+comes up by itself: one that is slow or broken keeps no other one waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tokenizers import Tokenizer
+
+from dynamo_frontend.templates import ChatTemplate
+from dynamo_grpc import ConfigurationError, ModelNotFoundError, NoInstancesError, RouterMode, UnsupportedError
+from dynamo_grpc.client import Router
+from dynamo_grpc.errors import names
+from dynamo_grpc.instances import InstanceSet
+from dynamo_grpc.names import INSTANCES, MODELS, nearest
+from dynamo_grpc.records import holding_cards, read_cards
+from dynamo_grpc.registry import View
+from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.v1 import control_pb2, model_card_pb2
+
+logger = logging.getLogger(__name__)
+
+_RETRY_S = 1.0
+_MAX_KNOWN = 1_000
+
+
+@dataclass(slots=True)
+class Preparation:
+    """What turns a request's text into tokens and back; empty for models that take text."""
+
+    tokenizer: Tokenizer | None = None
+    template: ChatTemplate | None = None
+
+
+class Model:
+    """A model and its instances."""
+
+    def __init__(self, card: model_card_pb2.ModelCard, instances: InstanceSet, router: Router) -> None:
+        self.card, self.instances, self.router = card, instances, router
+        self.created = int(time.time())
+        self.preparation: Preparation | None = None
+        self.loading: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked now."""
+        return self.preparation is not None and bool(self.instances.routable())
+
+    def check_type(self, wanted: model_card_pb2.ModelType, what: str) -> None:
+        """Refuse what the model is not for."""
+        if wanted not in self.card.model_types:
+            raise UnsupportedError(f"model {self.card.name!r} does not serve {what}", param="model")
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Return when it can be asked.
+
+        Raises:
+            NoInstancesError: it couldn't within `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self.is_ready:
+                    await self.instances.wait_changed()
+        except TimeoutError:
+            raise _unavailable(self.card.name) from None
+
+    async def close(self) -> None:
+        """Let go of its instances."""
+        if self.loading:
+            self.loading.cancel()
+            await asyncio.gather(self.loading, return_exceptions=True)
+        self.instances.close()
+
+
+class Catalog:
+    """All models by name and alias.
+
+    Args:
+        namespace: only models of this namespace; empty means all.
+        instance_wait_s: how long a request for a known model waits for an instance.
+    """
+
+    def __init__(
+        self, runtime: DistributedRuntime, router_mode: RouterMode, namespace: str = "", instance_wait_s: float = 10.0
+    ) -> None:
+        self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
+        suffix = f"{namespace}/" if namespace else ""
+        self._instances = View.start(runtime.registry, INSTANCES + suffix)
+        self._cards = View.start(runtime.registry, MODELS + suffix)
+        self._models: dict[str, Model] = {}
+        self._gone: dict[str, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._cards.subscribe(self._reconcile)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the registry has answered."""
+        return self._instances.is_ready and self._cards.is_ready
+
+    def ready(self) -> list[Model]:
+        """The models that can be asked now, by name."""
+        return sorted((m for m in self._models.values() if m.is_ready), key=lambda m: m.card.name)
+
+    def all(self) -> Sequence[Model]:
+        """All models that the registry lists."""
+        return list(self._models.values())
+
+    async def find(self, name: str) -> Model:
+        """The model called `name`, when it can be asked.
+
+        Raises:
+            ModelNotFoundError: there is none; names those there are.
+            NoInstancesError: it is known, and nobody serves it now.
+        """
+        model = self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
+        if model is not None:
+            if not model.is_ready:
+                await model.wait_ready(self._instance_wait_s)
+            return model
+        if name in self._gone:
+            raise _unavailable(name)
+        known = [m.card.name for m in self.ready()]
+        hint = nearest(name, known)
+        raise ModelNotFoundError(
+            f"there is no model {name!r}; there is {names(known)}" + (f" (did you mean {hint!r}?)" if hint else ""),
+            param="model",
+        )
+
+    def _reconcile(self) -> None:
+        """Compare our models with the cards that hold."""
+        held = {name: record.card for name, record in holding_cards(read_cards(self._cards.entries.values())).items()}
+        for name in [n for n, m in self._models.items() if n not in held or held[n].checksum != m.card.checksum]:
+            logger.info("model %r is gone", name)
+            self._gone[name] = time.monotonic()
+            while len(self._gone) > _MAX_KNOWN:
+                del self._gone[next(iter(self._gone))]
+            task = asyncio.get_running_loop().create_task(self._models.pop(name).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        for name, card in held.items():
+            if name not in self._models:
+                self._gone.pop(name, None)
+                self._models[name] = self._open(card)
+
+    def _open(self, card: model_card_pb2.ModelCard) -> Model:
+        def accepts(instance: model_card_pb2.Instance) -> bool:
+            return instance.model == card.name and instance.card_checksum == card.checksum
+
+        instances = InstanceSet(self._instances, self._runtime.connections, accepts)
+        model = Model(card, instances, Router(instances, self._runtime.delivery, f"model {card.name!r}"))
+        model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
+        return model
+
+    async def _load(self, model: Model) -> None:
+        """Fetch the files and prepare; tried again until it works or the model is gone."""
+        told = ""
+        while True:
+            try:
+                files = await self._fetch(model)
+                model.preparation = await asyncio.to_thread(prepare, model.card, files)
+                break
+            except (grpc.RpcError, NoInstancesError, ConfigurationError, OSError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    logger.warning("model %r is not ready: %s", model.card.name, told)
+                await asyncio.sleep(_RETRY_S)
+        model.instances.refresh()  # wakes those who wait for it
+        logger.info("model %r is ready", model.card.name)
+
+    async def _fetch(self, model: Model) -> dict[str, bytes]:
+        """The model's files by name, from any of its workers."""
+        if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
+            return {}
+        files: dict[str, bytes] = {}
+        for file in model.card.files:
+            if not model.instances.routable():
+                async with asyncio.timeout(30.0):
+                    await model.instances.wait_changed()
+            live = model.router.choose(RouterMode.Random, None, frozenset())
+            request = control_pb2.GetFileRequest(sha256=file.sha256)
+            pieces = [piece.data async for piece in live.connection.control.GetFile(request, timeout=60.0)]
+            data = b"".join(pieces)
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise ConfigurationError(f"{file.name} of {live.instance.address} has another hash than its card says")
+            files[file.name] = data
+        return files
+
+    async def close(self) -> None:
+        """Stop watching."""
+        await self._cards.close()
+        await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
+        await self._instances.close()
+
+
+def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Preparation:
+    """Make tokenizer and template from a model's files.
+
+    Raises:
+        ConfigurationError: a file is broken; says which.
+    """
+    preparation = Preparation()
+    if "tokenizer.json" in files:
+        try:
+            preparation.tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+        except Exception as error:  # the library raises plain Exception
+            raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
+    if card.chat_template:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        special = {key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)}
+        preparation.template = ChatTemplate(card.chat_template, special)
+    return preparation
+
+
+def _token(value: Any) -> Any:
+    return value.get("content", "") if isinstance(value, dict) else value
+
+
+def _unavailable(name: str) -> NoInstancesError:
+    return NoInstancesError(f"model {name!r} is known, but no worker serves it now", retry_after_s=1.0)

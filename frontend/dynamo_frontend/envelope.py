@@ -1,0 +1,64 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}` with the right status."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from dynamo_grpc import (
+    ContextLengthError,
+    InvalidRequestError,
+    MeshError,
+    ModelNotFoundError,
+    OverloadedError,
+    TooLargeError,
+    UnsupportedError,
+)
+from dynamo_grpc.errors import from_exception
+
+_CODES: dict[type[MeshError], str] = {
+    ContextLengthError: "context_length_exceeded",
+    ModelNotFoundError: "model_not_found",
+    UnsupportedError: "unsupported_value",
+    OverloadedError: "overloaded",
+    TooLargeError: "request_too_large",
+}
+
+
+def to_mesh_error(error: BaseException) -> tuple[MeshError, bool]:
+    """What an exception means to the client, and whether it was unexpected."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[int]", "list[TextPart]"))
+        return InvalidRequestError(f"{where}: {first['msg']}" if where else first["msg"], param=where), False
+    if isinstance(error, MeshError):
+        return error, False
+    told, _ = from_exception(RuntimeError()) if isinstance(error, (ValueError, TypeError)) else from_exception(error)
+    return told, True
+
+
+def body(error: MeshError, request_id: str) -> bytes:
+    """The error as JSON."""
+    kind = "invalid_request_error"
+    if error.http_status >= 500:
+        kind = "service_unavailable" if error.http_status in (503, 529) else "server_error"
+    elif error.http_status == 429:
+        kind = "rate_limit_error"
+    content: dict[str, Any] = {
+        "message": error.message,
+        "type": kind,
+        "param": error.param or None,
+        "code": _CODES.get(type(error), error.reason.lower() if error.http_status >= 500 else None),
+        "request_id": request_id,
+    }
+    return orjson.dumps({"error": content})
+
+
+def headers(error: MeshError) -> list[tuple[bytes, bytes]]:
+    """When to come back, if that is known."""
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]

@@ -1,0 +1,118 @@
+"""From tokens back to text, one choice at a time: incremental detokenizing and stop strings. No I/O.
+
+The text doesn't depend on how the tokens were cut into outputs: everything is fed token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class StopMatcher:
+    """Finds the first stop string in a stream of text, and holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
+        self._stops, self._keep = tuple(stops), keep
+        self._held = ""
+
+    def feed(self, text: str) -> tuple[str, str | None]:
+        """Take text; gives what can be shown, and the stop string that ended it, if one did."""
+        if not self._stops:
+            return text, None
+        self._held += text
+        # earliest place wins; of several there, the one that is complete first
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            end, at, stop = min(found, key=lambda match: (match[1], match[0]))
+            shown, self._held = self._held[: end if self._keep else at], ""
+            return shown, stop
+        keep_from = len(self._held) - self._viable_suffix()
+        shown, self._held = self._held[:keep_from], self._held[keep_from:]
+        return shown, None
+
+    def _viable_suffix(self) -> int:
+        """Length of the longest end of the text that is a beginning of a stop string."""
+        longest = max(len(stop) for stop in self._stops) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+    def release(self) -> str:
+        """What was held back, when no stop string can come any more."""
+        held, self._held = self._held, ""
+        return held
+
+
+class Detokenizer:
+    """Text of one choice, without broken characters.
+
+    Args:
+        prompt_tail: last ids of the prompt: some tokenizers spell a token by what is before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tail: Sequence[int], *, skip_special_tokens: bool) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._stream = DecodeStream(list(prompt_tail), skip_special_tokens)
+        self._pending: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """The text that a token completes; empty in the middle of a character."""
+        text = self._stream.step(self._tokenizer, token_id)
+        if text is None:
+            self._pending.append(token_id)
+            return ""
+        self._pending.clear()
+        return text
+
+    def flush(self) -> str:
+        """What is left of an unfinished character, at the end."""
+        text = self._tokenizer.decode(self._pending, skip_special_tokens=self._skip) if self._pending else ""
+        self._pending.clear()
+        return text
+
+
+class ChoiceText:
+    """One choice from tokens (or text) to what is shown, up to a stop string."""
+
+    def __init__(
+        self, detokenizer: Detokenizer | None, stops: Sequence[str] = (), *, keep_stop: bool = False, min_tokens: int = 0
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops, keep=keep_stop)
+        self._early = StopMatcher(())
+        self._min_tokens = min_tokens
+        self.num_tokens = 0
+        self.stop: str | None = None
+
+    def feed_tokens(self, token_ids: Sequence[int]) -> tuple[str, int]:
+        """Take tokens; gives the text to show, and how many of the tokens count (fewer when a stop string ended it)."""
+        assert self._detokenizer is not None
+        shown = []
+        for count, token_id in enumerate(token_ids, start=1):
+            self.num_tokens += 1
+            text = self._detokenizer.feed(token_id)
+            if text:
+                shown.append(self._feed(text))
+                if self.stop is not None:
+                    return "".join(shown), count
+        return "".join(shown), len(token_ids)
+
+    def feed_text(self, text: str) -> str:
+        """Take text from a worker that detokenizes itself."""
+        return self._feed(text)
+
+    def _feed(self, text: str) -> str:
+        matcher = self._matcher if self.num_tokens >= self._min_tokens else self._early
+        shown, self.stop = matcher.feed(text)
+        return shown
+
+    def end(self) -> str:
+        """The rest of the text, when the choice has ended without a stop string."""
+        rest = self._feed(self._detokenizer.flush()) if self._detokenizer else ""
+        if self.stop is None:
+            rest += self._matcher.release()
+        return rest

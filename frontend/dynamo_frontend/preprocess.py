@@ -1,0 +1,148 @@
+"""From an OpenAI request to a PreprocessedRequest: template, tokenize, defaults, limits."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dynamo_frontend.catalog import Model
+from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
+from dynamo_grpc import InvalidRequestError
+from dynamo_grpc.v1 import inference_pb2, model_card_pb2
+from dynamo_grpc.validation import check_length, check_request
+
+#: Texts longer than this are tokenized off the event loop.
+_LONG_CHARS = 4_000
+_SAMPLING = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+#: OpenAI's default for completions.
+_COMPLETION_TOKENS = 16
+
+
+async def prepare_chat(request: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
+    """The request to send for a chat; checked."""
+    assert model.preparation is not None
+    message = _common(request)
+    limit = request.max_completion_tokens or request.max_tokens
+    messages = [m.model_dump(exclude_none=True) for m in request.messages]
+    for index, turn in enumerate(messages):
+        if turn.get("content") is None and turn["role"] != "assistant":
+            raise InvalidRequestError("the message has no content", param=f"messages.{index}.content")
+    if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
+        message.messages.extend(_to_message(turn) for turn in messages)
+    else:
+        if model.preparation.template is None:
+            raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+        text = model.preparation.template.render(messages)
+        message.token_ids.extend(await tokenize(model.preparation.tokenizer, text, add_special_tokens=False))
+    if request.logprobs:
+        message.output_options.logprobs = request.top_logprobs or 0
+    return _finish(message, model, limit, None)
+
+
+async def prepare_completion(request: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
+    """The request to send for a completion; checked."""
+    assert model.preparation is not None
+    message = _common(request)
+    if not request.prompt:
+        raise InvalidRequestError("the prompt is empty", param="prompt")
+    if isinstance(request.prompt, list):
+        if any(not 0 <= token_id < 2**32 for token_id in request.prompt):
+            raise InvalidRequestError("token ids are from 0 to 4294967295", param="prompt")
+        message.token_ids.extend(request.prompt)
+    elif model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
+        message.text = request.prompt
+    else:
+        message.token_ids.extend(await tokenize(model.preparation.tokenizer, request.prompt, add_special_tokens=True))
+    if request.logprobs is not None:
+        message.output_options.logprobs = request.logprobs
+    return _finish(message, model, request.max_tokens, _COMPLETION_TOKENS)
+
+
+async def tokenize(tokenizer: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text; long texts leave the event loop to others (the tokenizer releases the interpreter's lock)."""
+    if tokenizer is None:
+        raise InvalidRequestError("this model has no tokenizer here: send token ids", param="model")
+    if len(text) < _LONG_CHARS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    encoded = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    return encoded.ids
+
+
+def _common(request: Sampling) -> inference_pb2.PreprocessedRequest:
+    request.check_refused()
+    message = inference_pb2.PreprocessedRequest()
+    for name in _SAMPLING:
+        value = getattr(request, name)
+        if value is not None:
+            try:
+                setattr(message.sampling_options, name, value)
+            except ValueError:
+                raise InvalidRequestError(f"{name} is {value}: out of range", param=name) from None
+    for token_id, bias in (request.logit_bias or {}).items():
+        if not 0 <= token_id < 2**32:
+            raise InvalidRequestError(f"logit_bias names token id {token_id}", param="logit_bias")
+        message.sampling_options.logit_bias[token_id] = bias
+    if request.min_tokens is not None:
+        message.stop_conditions.min_tokens = request.min_tokens
+    if request.ignore_eos is not None:
+        message.stop_conditions.ignore_eos = request.ignore_eos
+    if request.stop_token_ids:
+        if any(not 0 <= token_id < 2**32 for token_id in request.stop_token_ids):
+            raise InvalidRequestError("stop_token_ids are from 0 to 4294967295", param="stop_token_ids")
+        message.stop_conditions.stop_token_ids.extend(request.stop_token_ids)
+    if request.priority is not None:
+        message.priority = request.priority
+    return message
+
+
+def stop_strings(request: Sampling) -> list[str]:
+    """The request's stop strings; the frontend finds them, workers that take tokens never see them."""
+    stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
+    if any(not stop for stop in stops):
+        raise InvalidRequestError("a stop string is empty", param="stop")
+    if len(stops) > 16:
+        raise InvalidRequestError(f"{len(stops)} stop strings are given: at most 16", param="stop")
+    return stops
+
+
+def _finish(
+    message: inference_pb2.PreprocessedRequest, model: Model, limit: int | None, default_limit: int | None
+) -> inference_pb2.PreprocessedRequest:
+    card = model.card
+    check_length(len(message.token_ids), card)
+    room = card.context_length - len(message.token_ids) if card.context_length else None
+    wanted = limit or default_limit or (card.default_max_tokens if card.HasField("default_max_tokens") else room)
+    if wanted is not None:
+        message.stop_conditions.max_tokens = min(wanted, room) if room else min(wanted, 2**32 - 1)
+    message.model = card.name
+    message.mdc_sum = card.checksum
+    message.eos_token_ids.extend(card.eos_token_ids)
+    check_request(message, card)
+    return message
+
+
+def _to_message(turn: dict[str, Any]) -> inference_pb2.ChatMessage:
+    message = inference_pb2.ChatMessage(role=turn["role"], name=turn.get("name", ""))
+    content = turn.get("content") or ()
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for index, part in enumerate(parts):
+        if part["type"] != "text":
+            raise InvalidRequestError(
+                f"content of type {part['type']!r} is not supported here", param=f"messages.content.{index}"
+            )
+        message.content.add(text=inference_pb2.TextContent(text=part["text"]))
+    return message
+
+

@@ -1,0 +1,105 @@
+"""What is counted of a request: metrics, and the one log line that says how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dynamo_grpc import MeshError
+
+logger = logging.getLogger("dynamo_frontend.requests")
+
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class Metrics:
+    """The frontend's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("model", "endpoint")
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"dynamo_frontend_{name}", text, labels, buckets=_SECONDS, registry=self.registry)
+
+        self.requests = Counter(
+            "dynamo_frontend_requests",
+            "Requests that have ended.",
+            (*labels, "request_type", "status", "error_type"),
+            registry=self.registry,
+        )
+        self.inflight = Gauge(
+            "dynamo_frontend_inflight_requests", "Requests that run now.", labels, registry=self.registry
+        )
+        self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
+        self.ttft = histogram("time_to_first_token_seconds", "Seconds from a request's arrival to its first output.")
+        self.output_tokens = Counter(
+            "dynamo_frontend_output_tokens", "Tokens generated.", labels, registry=self.registry
+        )
+        self.input_tokens = Counter("dynamo_frontend_input_tokens", "Tokens of prompts.", labels, registry=self.registry)
+
+
+@dataclass(slots=True)
+class Record:
+    """One request. `end` is called once, however it ended."""
+
+    metrics: Metrics
+    request_id: str
+    endpoint: str
+    model: str = ""
+    is_stream: bool = False
+    instance: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    finish: str = ""
+    error: MeshError | None = None
+    started: float = field(default_factory=time.perf_counter)
+    first: float | None = None
+    _is_known: bool = False
+
+    def begin(self, model: str) -> None:
+        """The model is known: from here on its name may be a label (names that clients make up may not)."""
+        self.model, self._is_known = model, True
+        self.metrics.inflight.labels(model, self.endpoint).inc()
+
+    def output(self) -> None:
+        """An output arrived."""
+        if self.first is None:
+            self.first = time.perf_counter()
+
+    def fail(self, error: MeshError) -> None:
+        """The request ended with an error; the first one counts."""
+        self.error = self.error or error
+
+    def end(self) -> None:
+        """Count, and write the line."""
+        now = time.perf_counter()
+        model = self.model if self._is_known else ""
+        status = "error" if self.error else "success"
+        error_type = self.error.reason.lower() if self.error else ""
+        kind = "stream" if self.is_stream else "unary"
+        self.metrics.requests.labels(model, self.endpoint, kind, status, error_type).inc()
+        if self._is_known:
+            labels = (model, self.endpoint)
+            self.metrics.inflight.labels(*labels).dec()
+            self.metrics.duration.labels(*labels).observe(now - self.started)
+            self.metrics.input_tokens.labels(*labels).inc(self.prompt_tokens)
+            self.metrics.output_tokens.labels(*labels).inc(self.output_tokens)
+            if self.first is not None:
+                self.metrics.ttft.labels(*labels).observe(self.first - self.started)
+        logger.info(
+            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%016x",
+            self.request_id,
+            self.endpoint,
+            self.model or "-",
+            self.error.http_status if self.error else 200,
+            f" error={error_type} ({self.error.message[:200]})" if self.error else f" finish={self.finish or '-'}",
+            self.prompt_tokens,
+            self.output_tokens,
+            f"{(self.first - self.started) * 1e3:.1f}" if self.first is not None else "-",
+            (now - self.started) * 1e3,
+            self.instance,
+        )

@@ -1,0 +1,114 @@
+"""OpenAI's request bodies: types only. Ranges are checked where the worker checks them (`dynamo_grpc.validation`)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynamo_grpc import UnsupportedError
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides its text."""
+
+    include_usage: bool = False
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """One turn of a chat; templates may know more fields than these."""
+
+    model_config = ConfigDict(extra="allow")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+
+
+class Sampling(BaseModel):
+    """What chat and completions have in common; the second half are extensions that most engines know."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    user: str | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool = True
+    priority: int | None = None
+
+    #: Options of OpenAI's that are refused for now, unless they ask for what happens anyway.
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    def check_refused(self) -> None:
+        """Refuse options that would have no effect.
+
+        Raises:
+            UnsupportedError: names the option.
+        """
+        for name, harmless in self.refused.items():
+            value = (self.model_extra or {}).get(name)
+            if value is not None and value not in harmless:
+                raise UnsupportedError(f"{name} is not supported here", param=name)
+
+    def unknown(self) -> list[str]:
+        """Fields that nobody knows, for the warning."""
+        return sorted(set(self.model_extra or {}) - set(self.refused))
+
+
+class ChatRequest(Sampling):
+    """Body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "audio": (),
+        "modalities": (["text"],),
+        "prediction": (),
+        "web_search_options": (),
+        "reasoning_effort": (),
+        "parallel_tool_calls": (True, False),
+        "service_tier": ("auto", "default"),
+    }
+
+
+class CompletionRequest(Sampling):
+    """Body of /v1/completions."""
+
+    prompt: str | list[int]
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",), "best_of": (1,), "echo": (False,)}

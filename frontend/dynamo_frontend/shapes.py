@@ -1,0 +1,159 @@
+"""OpenAI's response bodies: chat and completions, whole and as events of a stream. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import orjson
+from tokenizers import Tokenizer
+
+from dynamo_frontend.relay import Piece
+from dynamo_grpc.v1 import inference_pb2 as pb
+
+DONE = b"data: [DONE]\n\n"
+
+
+def usage_dict(usage: pb.Usage) -> dict[str, Any]:
+    """Usage as OpenAI has it."""
+    values: dict[str, Any] = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+    if usage.HasField("cached_tokens"):
+        values["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.HasField("reasoning_tokens"):
+        values["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return values
+
+
+class Shape(Protocol):
+    """How answers of one endpoint look."""
+
+    def begin(self, num_choices: int) -> bytes:
+        """The events before the first piece."""
+
+    def event(self, piece: Piece) -> bytes:
+        """The events of one piece."""
+
+    def usage_event(self, usage: pb.Usage) -> bytes:
+        """The event with the counts."""
+
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+        """The whole answer."""
+
+
+class _Shape:
+    prefix, chunk, whole = "", "", ""
+
+    def __init__(self, request_id: str, model: str, tokenizer: Tokenizer | None, *, has_usage: bool) -> None:
+        self._tokenizer = tokenizer
+        self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": model}
+        head = orjson.dumps({"id": self._base["id"], "object": self.chunk, **self._base})[:-1]
+        self._head = b"data: " + head + b',"choices":[{"index":'
+        self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
+
+    def usage_event(self, usage: pb.Usage) -> bytes:
+        content = {"object": self.chunk, **self._base, "choices": [], "usage": usage_dict(usage)}
+        return b"data: " + orjson.dumps(content) + b"\n\n"
+
+    def _whole(self, choices: list[dict[str, Any]], usage: pb.Usage) -> bytes:
+        return orjson.dumps({"object": self.whole, **self._base, "choices": choices, "usage": usage_dict(usage)})
+
+    def _token(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else str(token_id)
+
+
+class ChatShape(_Shape):
+    """/v1/chat/completions."""
+
+    prefix, chunk, whole = "chatcmpl", "chat.completion.chunk", "chat.completion"
+
+    def begin(self, num_choices: int) -> bytes:
+        delta = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+        return b"".join(self._head + str(index).encode() + delta + self._tail for index in range(num_choices))
+
+    def event(self, piece: Piece) -> bytes:
+        index = str(piece.index).encode()
+        events = b""
+        if piece.text or piece.logprobs is not None:
+            logprobs = b"null" if piece.logprobs is None else orjson.dumps(self._logprobs(piece))
+            events = b"".join((
+                self._head, index, b',"delta":{"content":', orjson.dumps(piece.text), b'},"logprobs":', logprobs,
+                b',"finish_reason":null', self._tail,
+            ))  # fmt: skip
+        if piece.finish:
+            finish = b',"delta":{},"logprobs":null,"finish_reason":' + orjson.dumps(piece.finish)
+            events += self._head + index + finish + self._tail
+        return events
+
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+        choices = [
+            {
+                "index": piece.index,
+                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "logprobs": None if piece.logprobs is None else self._logprobs(piece),
+                "finish_reason": piece.finish,
+            }
+            for piece in pieces
+        ]
+        return self._whole(choices, usage)
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        assert piece.logprobs is not None
+        tops = [self._top(top) for top in piece.logprobs.top] or [[] for _ in piece.token_ids]
+        pairs = zip(piece.token_ids, piece.logprobs.token_logprobs, tops, strict=False)
+        return {"content": [{**self._entry(token, logprob), "top_logprobs": top} for token, logprob, top in pairs]}
+
+    def _top(self, top: pb.TopLogprobs) -> list[dict[str, Any]]:
+        return [self._entry(token, logprob) for token, logprob in zip(top.token_ids, top.logprobs, strict=True)]
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        token = self._token(token_id)
+        return {"token": token, "logprob": max(logprob, -9999.0), "bytes": list(token.encode())}
+
+
+class CompletionShape(_Shape):
+    """/v1/completions."""
+
+    prefix, chunk, whole = "cmpl", "text_completion", "text_completion"
+
+    def begin(self, num_choices: int) -> bytes:
+        return b""
+
+    def event(self, piece: Piece) -> bytes:
+        if not (piece.text or piece.finish or piece.logprobs is not None):
+            return b""
+        logprobs = b"null" if piece.logprobs is None else orjson.dumps(self._logprobs(piece))
+        return b"".join((
+            self._head, str(piece.index).encode(), b',"text":', orjson.dumps(piece.text), b',"logprobs":', logprobs,
+            b',"finish_reason":', orjson.dumps(piece.finish), self._tail,
+        ))  # fmt: skip
+
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+        choices = [
+            {
+                "index": piece.index,
+                "text": piece.text,
+                "logprobs": None if piece.logprobs is None else self._logprobs(piece),
+                "finish_reason": piece.finish,
+            }
+            for piece in pieces
+        ]
+        return self._whole(choices, usage)
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        assert piece.logprobs is not None
+        tokens = [self._token(token) for token in piece.token_ids]
+        offsets, length = [], 0
+        for token in tokens:
+            offsets.append(length)
+            length += len(token)
+        top = [
+            {self._token(t): max(l, -9999.0) for t, l in zip(entry.token_ids, entry.logprobs, strict=True)}
+            for entry in piece.logprobs.top
+        ]
+        logprobs = [max(logprob, -9999.0) for logprob in piece.logprobs.token_logprobs[: len(tokens)]]
+        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top or None, "text_offset": offsets}

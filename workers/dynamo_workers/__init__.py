@@ -1,0 +1,1 @@
+"""Ready-made workers, each small enough to be copied as a start."""
