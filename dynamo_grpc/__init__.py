@@ -41,7 +41,7 @@ from dynamo_grpc.messages import set_fields
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.runtime import DistributedRuntime, dynamo_worker, register_llm, register_model
 from dynamo_grpc.serving import register_server
-from dynamo_grpc.version import VERSION as __version__
+from dynamo_grpc.version import __version__
 from dynamo_grpc.worker import Worker, run
 
 __all__ = [

@@ -40,7 +40,7 @@ class ModelType(enum.Flag):
     Completions = 1 << model_card_pb2.MODEL_TYPE_COMPLETIONS
     Embedding = 1 << model_card_pb2.MODEL_TYPE_EMBEDDING
 
-    def to_proto(self) -> list[model_card_pb2.ModelType]:
+    def to_proto(self) -> list[model_card_pb2.ModelType.ValueType]:
         """The same as a list of proto enums."""
         return [flag.value.bit_length() - 1 for flag in type(self) if flag in self]  # type: ignore[misc]
 
@@ -85,7 +85,7 @@ def load_model(
         raise ConfigurationError("a model needs a model_path or a model_name")
     if folder is not None and model_input is ModelInput.Tokens and not (folder / "tokenizer.json").is_file():
         raise ConfigurationError(
-            f"{folder} has no tokenizer.json: a worker that takes token ids needs one (or model_input = ModelInput.Text)"
+            f"{folder} has no tokenizer.json, which a worker that takes token ids needs (else: ModelInput.Text)"
         )
     _check_capabilities(capabilities := sorted(set(capabilities)))
     config, generation, tokenizer = (

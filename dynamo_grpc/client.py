@@ -47,10 +47,11 @@ class RoutedStream(Generic[M]):
     """
 
     def __init__(self, open_at: Callable[[Live], OutputStream[M]], choose: Callable[[frozenset[int]], Live]) -> None:
-        self._open_at, self._choose = open_at, choose
+        self._open_at: Callable[[Live], OutputStream[M]] = open_at
+        self._choose = choose
         self._failed: set[int] = set()
         self._has_output = False
-        self._stream = open_at(choose(frozenset()))
+        self._stream: OutputStream[M] = open_at(choose(frozenset()))
 
     @property
     def instance(self) -> model_card_pb2.Instance:
@@ -120,7 +121,9 @@ class Router:
             live = self.instances.get(instance_id)
             if live is None or instance_id in excluded:
                 known = [str(other.instance_id) for other in self.instances.all()]
-                raise NoInstancesError(f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}")
+                raise NoInstancesError(
+                    f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}"
+                )
             return live
         if mode not in self._policies:
             self._policies[mode] = make_policy(mode, self._rng)
@@ -240,8 +243,8 @@ def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse)
 class Client:
     """A client of one endpoint; `await endpoint.client()` makes it.
 
-    A request is a JSON value or bytes, for an endpoint that serves a model a dict of PreprocessedRequest's fields, a list
-    of token ids, or the message itself.
+    A request is a JSON value or bytes; for an endpoint that serves a model a dict of PreprocessedRequest's fields, a
+    list of token ids, or the message itself.
     """
 
     def __init__(
@@ -295,7 +298,9 @@ class Client:
             f" (did you mean {hint!r}?)" if hint and hint != str(self.name) else ""
         )
 
-    async def generate(self, request: Any = None, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+    async def generate(
+        self, request: Any = None, annotated: bool = True, context: Context | None = None
+    ) -> ResponseStream:
         """Send a request to an instance that the client's router mode picks.
 
         The context is that of the request being handled, if there is one and no other is given: stopping or killing it
@@ -314,7 +319,9 @@ class Client:
         """As `generate`, each instance in turn."""
         return await self._send(request, RouterMode.RoundRobin, None, annotated, context)
 
-    async def random(self, request: Any = None, annotated: bool = True, context: Context | None = None) -> ResponseStream:
+    async def random(
+        self, request: Any = None, annotated: bool = True, context: Context | None = None
+    ) -> ResponseStream:
         """As `generate`, any instance."""
         return await self._send(request, RouterMode.Random, None, annotated, context)
 

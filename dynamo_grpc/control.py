@@ -24,7 +24,7 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def Describe(self, request: control_pb2.DescribeRequest, context: Any) -> control_pb2.DescribeResponse:  # type: ignore[override]  # noqa: N802
+    async def Describe(self, request: control_pb2.DescribeRequest, context: Any) -> control_pb2.DescribeResponse:  # type: ignore[override]
         served = list(self._server.served.values())
         return control_pb2.DescribeResponse(
             instances=[s.instance for s in served],
@@ -34,16 +34,17 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
             reason=next((s.refused_because for s in served if s.refused_because), ""),
         )
 
-    async def GetFile(self, request: control_pb2.GetFileRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def GetFile(self, request: control_pb2.GetFileRequest, context: Any) -> None:  # type: ignore[override]
         path = next((s.files[request.sha256] for s in self._server.served.values() if request.sha256 in s.files), None)
         if path is None:
             error = FileNotKnownError(f"no file with SHA-256 {request.sha256!r} belongs to a model card of this worker")
             await context.abort(status_code(error), error.message, ((DETAILS_KEY, status_details(error)),))
+            raise AssertionError("abort raises")
         data = await asyncio.to_thread(path.read_bytes)
         for start in range(0, max(1, len(data)), _PIECE_BYTES):
             await context.write(control_pb2.GetFileResponse(data=data[start : start + _PIECE_BYTES]))
 
-    async def WatchLoad(self, request: control_pb2.WatchLoadRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def WatchLoad(self, request: control_pb2.WatchLoadRequest, context: Any) -> None:  # type: ignore[override]
         interval_s = request.min_interval.ToNanoseconds() / 1e9 if request.HasField("min_interval") else 1.0
         last: tuple[int, State] | None = None
         while self._server.lifecycle.state is not State.STOPPED:
@@ -56,15 +57,16 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 await context.write(load)
             await asyncio.sleep(max(0.01, interval_s))
 
-    async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]  # noqa: N802
+    async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
         found = [running for running in self._server.requests.values() if running.id() == request.request_id]
         for running in found:
             running.stop_generating()
         return control_pb2.StopResponse(found=bool(found))
 
-    async def Drain(self, request: control_pb2.DrainRequest, context: Any) -> control_pb2.DrainResponse:  # type: ignore[override]  # noqa: N802
+    async def Drain(self, request: control_pb2.DrainRequest, context: Any) -> control_pb2.DrainResponse:  # type: ignore[override]
         limit_s = request.limit.ToNanoseconds() / 1e9 if request.HasField("limit") else None
         if self._server.on_drain is None:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this server is not drained from outside")
+            raise AssertionError("abort raises")
         self._server.on_drain(limit_s)
         return control_pb2.DrainResponse(num_requests=len(self._server.requests))

@@ -332,7 +332,7 @@ def status_details(error: MeshError) -> bytes:
             field=error.param, description=error.message[:_MAX_MESSAGE_CHARS]
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
 def from_status(code: grpc.StatusCode, message: str, details: bytes | None) -> MeshError:

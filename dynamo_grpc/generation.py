@@ -238,6 +238,6 @@ class Generation:
 
     def _wrong(self, what: str) -> HandlerOutputError:
         return HandlerOutputError(
-            f"handler {self.handler_name} yielded {what}; a model's handler yields an int or a list of ints (token ids), "
-            "text, a dict, a ChoiceDelta or a GenerateResponse"
+            f"handler {self.handler_name} yielded {what}; a model's handler yields an int or a list of ints "
+            "(token ids), text, a dict, a ChoiceDelta or a GenerateResponse"
         )

@@ -55,7 +55,7 @@ def _takes_context(function: Callable[..., Any], name: str) -> bool:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
     required = [p for p in positional if p.default is p.empty]
-    if not 1 <= len(positional) or len(required) > 2:
+    if not len(positional) >= 1 or len(required) > 2:
         raise ConfigurationError(f"handler {name} must take (request) or (request, context)")
     return len(positional) > 1 and (len(required) == 2 or positional[1].name == "context")
 

@@ -22,7 +22,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class HealthServicer(_HealthServicer):  # type: ignore[misc]
     """Health with `List`, which the package's servicer leaves out."""
 
-    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802 - the RPC's name
+    async def List(self, request: Any, context: Any) -> Any:
         """All services with their status."""
         response = health_pb2.HealthListResponse()
         for service, status in self._server_status.items():
@@ -33,7 +33,7 @@ class HealthServicer(_HealthServicer):  # type: ignore[misc]
 def add_health(server: grpc.aio.Server) -> HealthServicer:
     """Add the health service; everything is NOT_SERVING until set."""
     servicer = HealthServicer()
-    methods: dict[str, grpc.RpcMethodHandler] = {
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(
             servicer.Check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         ),

@@ -52,7 +52,7 @@ def to_dict(message: Message) -> dict[str, Any]:
 
 
 def _deep(field: FieldDescriptor, value: Any) -> Any:
-    if _is_map(field):
+    if field.message_type is not None and _is_map(field):
         inner = field.message_type.fields_by_name["value"]
         return {key: _deep_one(inner, item) for key, item in value.items()}
     if field.is_repeated:

@@ -44,21 +44,21 @@ class CardRecord:
 
 def read_cards(entries: Iterable[Entry]) -> list[CardRecord]:
     """The model cards among registry entries, oldest first."""
-    records = []
-    for entry in entries:
-        if entry.key.startswith(MODELS) and (card := from_json(entry, model_card_pb2.ModelCard())):
-            records.append(CardRecord(entry.key, entry.created, card))
+    records = [
+        CardRecord(entry.key, entry.created, card)
+        for entry in entries
+        if entry.key.startswith(MODELS) and (card := from_json(entry, model_card_pb2.ModelCard()))
+    ]
     return sorted(records, key=lambda record: (record.created, record.key))
 
 
 def read_instances(entries: Iterable[Entry]) -> list[model_card_pb2.Instance]:
     """The instances among registry entries, in order of their keys."""
-    found = [
+    return [
         instance
         for entry in sorted(entries, key=lambda entry: entry.key)
         if entry.key.startswith(INSTANCES) and (instance := from_json(entry, model_card_pb2.Instance()))
     ]
-    return found
 
 
 def holding_cards(records: Iterable[CardRecord]) -> dict[str, CardRecord]:

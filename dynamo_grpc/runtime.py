@@ -31,7 +31,7 @@ from dynamo_grpc.registry.base import Registration, Registry, View
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
-from dynamo_grpc.version import VERSION
+from dynamo_grpc.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class DistributedRuntime:
             kind=model_card_pb2.ENDPOINT_KIND_MODEL if model else model_card_pb2.ENDPOINT_KIND_GENERIC,
             model=model.card.name if model else "",
             card_checksum=model.card.checksum if model else "",
-            version=VERSION,
+            version=__version__,
             labels=labels,
         )
 
@@ -275,7 +275,9 @@ class DistributedRuntime:
                             return
                         raise RuntimeError("it ended without an output")
             except Exception as error:
-                logger.error("health check of %s failed, trying again: %s: %s", served.name, type(error).__name__, error)
+                logger.error(
+                    "health check of %s failed, trying again: %s: %s", served.name, type(error).__name__, error
+                )
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._shutdown.wait(), 5.0)
 
@@ -327,9 +329,10 @@ class Endpoint:
         """Serve the endpoint; returns after shutdown, when its requests have ended.
 
         Args:
-            handler: `(request)` or `(request, context)`; an async generator, or a coroutine that returns one value. After
-                `register_model` for this endpoint it gets a dict of the fields that were set and yields token ids or dicts.
-            graceful_shutdown: finish what runs (at most `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT` seconds) before returning.
+            handler: `(request)` or `(request, context)`; an async generator, or a coroutine that returns one value.
+                After `register_model` for this endpoint it gets a dict of the fields that were set and yields token ids
+                or dicts.
+            graceful_shutdown: finish what runs before returning, within `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT` seconds.
             metrics_labels: pairs that stand with the instance in the registry.
             health_check_payload: a request that must give an output before the endpoint becomes ready.
 

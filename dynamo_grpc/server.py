@@ -1,4 +1,4 @@
-"""The gRPC server of a worker: Inference, Endpoint and Control over the endpoints of one process, and the standard services.
+"""The gRPC server of a worker: Inference, Endpoint and Control over its endpoints, and the standard services.
 
 Each request is served by one wrapper (`_serve`): admission, context, span, handler, error mapping. A stream is written
 with `context.write` from inside the handler's own frame, so that a cancel always lands there and closes the handler.
@@ -133,9 +133,9 @@ class Server:
             ConfigurationError: the port is taken.
         """
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(self), server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(self), server)  # type: ignore[abstract]
         endpoint_pb2_grpc.add_EndpointServicer_to_server(EndpointServicer(self), server)
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)  # type: ignore[abstract]
         self._health = health.add_health(server)
         for add, _ in self._extra:
             add(server)
@@ -145,7 +145,9 @@ class Server:
         try:
             self.port = server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
-            raise ConfigurationError(f"can't listen on {host}:{self.port}: the port is taken, or the host is not ours") from error
+            raise ConfigurationError(
+                f"can't listen on {host}:{self.port}: the port is taken, or the host is not ours"
+            ) from error
         await self.update_health()
         await server.start()
         self._server = server
@@ -230,22 +232,25 @@ class Server:
 
     async def _serve(
         self,
-        call: grpc.aio.ServicerContext,
+        call: grpc.aio.ServicerContext[Any, Any],
         method: str,
         request_id: str,
         work: Callable[[Context], AsyncIterator[Message]],
     ) -> None:
         """Run one request: what `work` yields is written, what it raises becomes the call's status."""
-        metadata = headers(call.invocation_metadata() or ())
+        metadata = headers(tuple(call.invocation_metadata() or ()))
         context = to_context(metadata, request_id, call.time_remaining())
         if self.lifecycle.state in (State.DRAINING, State.STOPPED):
             await abort(call, DrainingError("this worker is draining: try another instance"), context)
         key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
         self.requests[key] = context
+        call.set_trailing_metadata(((REQUEST_ID, printable(context.id())),))
         token = enter_context(context)
         started = time.monotonic()
         try:
-            with server_span(method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}):
+            with server_span(
+                method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
+            ):
                 async with contextlib.aclosing(work(context)) as messages:  # type: ignore[type-var]
                     async for message in messages:
                         await call.write(message)
@@ -265,12 +270,14 @@ class Server:
         finally:
             leave_context(token)
             del self.requests[key]
-            logger.debug("%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()})
-            if not self.requests or self.lifecycle.state is State.DRAINING:
-                await asyncio.shield(self.notify())
+            logger.debug(
+                "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
+            )
+            if not self.requests:
+                await asyncio.shield(self.notify())  # a drain may be waiting for it
 
 
-async def abort(call: grpc.aio.ServicerContext, error: MeshError, context: Context) -> NoReturn:
+async def abort(call: grpc.aio.ServicerContext[Any, Any], error: MeshError, context: Context) -> NoReturn:
     """End a call with an error, its details and the request id."""
     # abort replaces the trailers that were set before: they are all given here
     trailers = ((DETAILS_KEY, status_details(error)), (REQUEST_ID, printable(context.id())))
@@ -284,12 +291,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
+    async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]
         await self._server._serve(
             context, f"{INFERENCE}/Generate", request.request_id, lambda inner: self._generate(request, inner)
         )
 
-    async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:  # noqa: N802
+    async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
         folded = inference_pb2.GenerateResponse()
 
         async def work(inner: Context) -> AsyncIterator[Message]:
@@ -335,13 +342,19 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]  # noqa: N802
-        await self._server._serve(context, f"{ENDPOINT}/Call", request.request_id, lambda inner: self._call(request, inner))
+    async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]
+        await self._server._serve(
+            context, f"{ENDPOINT}/Call", request.request_id, lambda inner: self._call(request, inner)
+        )
 
-    async def _call(self, request: endpoint_pb2.CallRequest, context: Context) -> AsyncIterator[endpoint_pb2.CallResponse]:
+    async def _call(
+        self, request: endpoint_pb2.CallRequest, context: Context
+    ) -> AsyncIterator[endpoint_pb2.CallResponse]:
         served = self._server.endpoint(request.endpoint)
         if served.card:
-            raise EndpointNotFoundError(f"endpoint {served.name} is a model's: call {INFERENCE}/Generate", param="endpoint")
+            raise EndpointNotFoundError(
+                f"endpoint {served.name} is a model's: call {INFERENCE}/Generate", param="endpoint"
+            )
         payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
         sequence = 0
         async with contextlib.aclosing(served.handler(payload, context)) as items:  # type: ignore[type-var]
@@ -395,6 +408,8 @@ def advertised_address(advertise: str, host: str, port: int) -> str:
     if host in ("0.0.0.0", "::"):  # noqa: S104
         pod_ip = os.environ.get("POD_IP", "")
         if not pod_ip:
-            raise ConfigurationError(f"--host {host} needs --advertise HOST[:PORT]: which address do others reach it at?")
+            raise ConfigurationError(
+                f"--host {host} needs --advertise HOST[:PORT]: which address do others reach it at?"
+            )
         return f"{pod_ip}:{port}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

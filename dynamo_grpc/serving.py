@@ -50,7 +50,7 @@ async def register_server(
         runtime.set_model(name, loaded)
         served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
         own.served[str(name)] = served
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(own), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(own), server)  # type: ignore[abstract]
         servicer = health.add_health(server)
         health.add_reflection(server, [INFERENCE, CONTROL])
         await servicer.set("", health.NOT_SERVING)

@@ -31,7 +31,7 @@ def open_system_server(server: Server, port: int | None) -> Iterator[int | None]
         return
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the base class's name
+        def do_GET(self) -> None:
             status, kind, body = _answer(self.path, server)
             self.send_response(status)
             self.send_header("content-type", kind)

@@ -32,5 +32,5 @@ def server_span(name: str, carrier: Mapping[str, str], attributes: Mapping[str, 
 
 
 def headers(metadata: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:
-    """gRPC metadata as a dict of its text entries."""
+    """GRPC metadata as a dict of its text entries."""
     return {key: value for key, value in metadata if isinstance(value, str)}

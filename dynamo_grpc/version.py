@@ -3,6 +3,6 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    VERSION = version("dynamo-grpc")
+    __version__ = version("dynamo-grpc")
 except PackageNotFoundError:  # run from a folder that isn't installed
-    VERSION = "0+unknown"
+    __version__ = "0+unknown"

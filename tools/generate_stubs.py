@@ -41,7 +41,9 @@ def main() -> None:
         made = sorted(p.relative_to(folder) for p in Path(folder).rglob("*_pb2*"))
         if "--check" in sys.argv:
             committed = {p.relative_to(ROOT) for p in (ROOT / "dynamo_grpc").rglob("*_pb2*.py*") if p.suffix != ".pyc"}
-            stale = [p for p in made if not (ROOT / p).exists() or not filecmp.cmp(Path(folder) / p, ROOT / p, shallow=False)]
+            stale = [
+                p for p in made if not (ROOT / p).exists() or not filecmp.cmp(Path(folder) / p, ROOT / p, shallow=False)
+            ]
             stale += sorted(committed - set(made))
             if stale:
                 raise SystemExit(f"stubs differ from protos/, run `make proto`: {', '.join(map(str, stale))}")

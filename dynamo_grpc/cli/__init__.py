@@ -1,4 +1,4 @@
-"""The command line. Subcommands of other packages (the frontend) are found by entry point, so that the core stays slim."""
+"""The command line. Subcommands of other packages (the frontend) are found by entry point: the core stays slim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
 from dynamo_grpc.cli.up import up
 from dynamo_grpc.cli.worker import worker
-from dynamo_grpc.version import VERSION
+from dynamo_grpc.version import __version__
 
 COMMANDS = "dynamo_grpc.commands"
 
@@ -60,7 +60,7 @@ Examples:
   dynamo-grpc worker my_worker.py      serve your own model
   dynamo-grpc ps                       who serves what""",
 )
-@click.version_option(VERSION, prog_name="dynamo-grpc")
+@click.version_option(__version__, prog_name="dynamo-grpc")
 def main() -> None:
     """A service mesh for inference workers: gRPC from the front door to the engine."""
 

@@ -25,7 +25,9 @@ Examples:
 @click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT")
 @click.argument("request_json", metavar="[JSON]", default="null")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="Seconds the request may take.")
-@click.option("--wait-s", default=5.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for an instance.")
+@click.option(
+    "--wait-s", default=5.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for an instance."
+)
 @static_option
 @log_option
 def call(endpoint: str, request_json: str, timeout_s: float | None, wait_s: float, static: str, log_level: str) -> None:
@@ -47,7 +49,9 @@ async def _call(endpoint: str, request: Any, timeout_s: float | None, wait_s: fl
             client = await runtime.endpoint(endpoint).client()
             await client.wait_for_instances(wait_s)
             try:
-                async with await client.generate(request, annotated=False, context=Context(timeout_s=timeout_s)) as stream:
+                async with await client.generate(
+                    request, annotated=False, context=Context(timeout_s=timeout_s)
+                ) as stream:
                     async for value in stream:
                         click.echo(repr(value) if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False))
             except asyncio.CancelledError:

@@ -58,7 +58,9 @@ class ChatClient:
             connection.request(method, path, body, {"content-type": "application/json"})
             response = connection.getresponse()
         except OSError as error:
-            raise click.ClickException(f"no frontend answers at {self._url}: {error} (start one: dynamo-grpc up)") from error
+            raise click.ClickException(
+                f"no frontend answers at {self._url}: {error} (start one: dynamo-grpc up)"
+            ) from error
         if response.status != 200:
             text = response.read()
             try:
@@ -76,7 +78,14 @@ Examples:
   dynamo-grpc chat
   dynamo-grpc chat --url http://gpu-box:8000 --model my-model --system "Answer briefly." """,
 )
-@click.option("--url", envvar="DYN_URL", default="http://localhost:8000", show_default=True, show_envvar=True, help="The frontend.")
+@click.option(
+    "--url",
+    envvar="DYN_URL",
+    default="http://localhost:8000",
+    show_default=True,
+    show_envvar=True,
+    help="The frontend.",
+)
 @click.option("--model", envvar="DYN_CHAT_MODEL", show_envvar=True, help="Model to talk to; the first one by default.")
 @click.option("--system", envvar="DYN_CHAT_SYSTEM", default="", show_envvar=True, help="System message.")
 def chat(url: str, model: str | None, system: str) -> None:

@@ -75,5 +75,3 @@ async def _state(address: str) -> tuple[str, str]:
             return ("ready" if error.code() is grpc.StatusCode.UNIMPLEMENTED else "unreachable"), "-"
     name = control_pb2.WorkerState.Name(answer.state).removeprefix("WORKER_STATE_").lower()
     return name, str(answer.num_requests)
-
-

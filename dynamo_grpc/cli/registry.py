@@ -19,9 +19,14 @@ Example:
   etcdctl --endpoints localhost:2379 get --prefix /dynamo_grpc""",
 )
 @click.option(
-    "--port", envvar="DYN_REGISTRY_PORT", default=2379, show_default=True, show_envvar=True, type=click.IntRange(0, 65535),
+    "--port",
+    envvar="DYN_REGISTRY_PORT",
+    default=2379,
+    show_default=True,
+    show_envvar=True,
+    type=click.IntRange(0, 65535),
     help="Port to listen on, on 127.0.0.1; 0 takes a free one.",
-)  # fmt: skip
+)
 @log_option
 def registry(port: int, log_level: str) -> None:
     """Run the embedded registry alone: etcd's API, in memory, for development."""

@@ -42,13 +42,67 @@ Examples:
   dynamo-grpc up --model my_worker.py --workers 3
   ETCD_ENDPOINTS=etcd:2379 dynamo-grpc up""",
 )
-@click.option("--model", envvar="DYN_MODEL", default="tiny", show_default=True, show_envvar=True, metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]", help="Worker to run.")
-@click.option("--workers", envvar="DYN_WORKERS", default=1, show_default=True, show_envvar=True, type=click.IntRange(1, 64), help="How many of it, on ports from --port on.")
-@click.option("--http-port", envvar="DYN_HTTP_PORT", default=8000, show_default=True, show_envvar=True, type=_PORT, help="Port of the frontend.")
-@click.option("--port", envvar="DYN_PORT", default=9000, show_default=True, show_envvar=True, type=_PORT, help="gRPC port of the first worker.")
-@click.option("--registry-port", envvar="DYN_REGISTRY_PORT", default=2379, show_default=True, show_envvar=True, type=_PORT, help="Port of the embedded registry; unused when ETCD_ENDPOINTS is set.")
-@click.option("--router-mode", envvar="DYN_ROUTER_MODE", default="round-robin", show_default=True, show_envvar=True, help="As for `frontend`.")
-@click.option("--ask", envvar="DYN_ASK", default="", show_envvar=True, metavar="TEXT", help="Ask this when all is ready, and show the answer as it streams.")
+@click.option(
+    "--model",
+    envvar="DYN_MODEL",
+    default="tiny",
+    show_default=True,
+    show_envvar=True,
+    metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]",
+    help="Worker to run.",
+)
+@click.option(
+    "--workers",
+    envvar="DYN_WORKERS",
+    default=1,
+    show_default=True,
+    show_envvar=True,
+    type=click.IntRange(1, 64),
+    help="How many of it, on ports from --port on.",
+)
+@click.option(
+    "--http-port",
+    envvar="DYN_HTTP_PORT",
+    default=8000,
+    show_default=True,
+    show_envvar=True,
+    type=_PORT,
+    help="Port of the frontend.",
+)
+@click.option(
+    "--port",
+    envvar="DYN_PORT",
+    default=9000,
+    show_default=True,
+    show_envvar=True,
+    type=_PORT,
+    help="gRPC port of the first worker.",
+)
+@click.option(
+    "--registry-port",
+    envvar="DYN_REGISTRY_PORT",
+    default=2379,
+    show_default=True,
+    show_envvar=True,
+    type=_PORT,
+    help="Port of the embedded registry; unused when ETCD_ENDPOINTS is set.",
+)
+@click.option(
+    "--router-mode",
+    envvar="DYN_ROUTER_MODE",
+    default="round-robin",
+    show_default=True,
+    show_envvar=True,
+    help="As for `frontend`.",
+)
+@click.option(
+    "--ask",
+    envvar="DYN_ASK",
+    default="",
+    show_envvar=True,
+    metavar="TEXT",
+    help="Ask this when all is ready, and show the answer as it streams.",
+)
 @log_option
 def up(**options: Any) -> None:
     """Run registry, workers and frontend on this machine, until Ctrl-C."""
@@ -84,7 +138,8 @@ class _Supervisor:
                 for i in range(options["workers"])
             ]
             front = _Part(
-                "frontend", ("frontend", "--http-port", str(options["http_port"]), "--router-mode", options["router_mode"])
+                "frontend",
+                ("frontend", "--http-port", str(options["http_port"]), "--router-mode", options["router_mode"]),
             )
             async with asyncio.TaskGroup() as tasks:
                 kept = [tasks.create_task(self._keep(part, env)) for part in (*workers, front)]
@@ -164,7 +219,10 @@ class _Supervisor:
             return
         text = self._options["ask"] or "Tell me about the sea"
         body = f'{{"model":"{models[0]}","stream":true,"messages":[{{"role":"user","content":"{text}"}}]}}'
-        click.echo(f"\nall ready; try\n  curl -N localhost:{port}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n")
+        click.echo(
+            f"\nall ready; try\n  curl -N localhost:{port}/v1/chat/completions"
+            f" -H 'content-type: application/json' -d '{body}'\n"
+        )
         if self._options["ask"]:
             click.echo(f"> {text}")
             try:

@@ -22,18 +22,27 @@ from dynamo_grpc.worker import Worker, WorkerSettings, serve_worker
 
 WORKERS = "dynamo_grpc.workers"
 
-_PORT = click.IntRange(0, 65535)
+
+def _option(flag: str, text: str, **kwargs: Any) -> Any:
+    name = "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(flag, envvar=name, show_envvar=True, help=text, **kwargs)
+
+
 _OPTIONS = (
-    click.option("--port", envvar="DYN_PORT", default=0, show_default=True, show_envvar=True, type=_PORT, help="gRPC port; 0 takes a free one."),
-    click.option("--host", envvar="DYN_HOST", default="127.0.0.1", show_default=True, show_envvar=True, help="Address to listen on."),
-    click.option("--advertise", envvar="DYN_ADVERTISE", default="", show_envvar=True, metavar="HOST[:PORT]", help="Address that others reach it at, if not the one it listens on."),
-    click.option("--namespace", envvar="DYN_NAMESPACE", show_envvar=True, help="Namespace of its endpoint."),
-    click.option("--component", envvar="DYN_COMPONENT", show_envvar=True, help="Component of its endpoint."),
-    click.option("--model-path", envvar="DYN_MODEL_PATH", show_envvar=True, type=click.Path(), help="Folder with tokenizer, template and configuration."),
-    click.option("--model-name", envvar="DYN_MODEL_NAME", show_envvar=True, help="Name that clients ask for."),
-    click.option("--system-port", envvar="DYN_SYSTEM_PORT", show_envvar=True, type=click.IntRange(-1, 65535), help="HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none."),
+    _option("--port", "gRPC port; 0 takes a free one.", default=0, show_default=True, type=click.IntRange(0, 65535)),
+    _option("--host", "Address to listen on.", default="127.0.0.1", show_default=True),
+    _option("--advertise", "Address that others reach it at.", default="", metavar="HOST[:PORT]"),
+    _option("--namespace", "Namespace of its endpoint."),
+    _option("--component", "Component of its endpoint."),
+    _option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
+    _option("--model-name", "Name that clients ask for."),
+    _option(
+        "--system-port",
+        "HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none.",
+        type=click.IntRange(-1, 65535),
+    ),
     log_option,
-)  # fmt: skip
+)
 
 _EPILOG = """\b
 Examples:
@@ -92,7 +101,9 @@ def _install_uvloop() -> None:
 
 def _say_ready(served: Served) -> None:
     model = f", model {served.card.name}" if served.card else ""
-    click.echo(f"worker ready at {served.instance.address} ({served.name}{model}, instance {served.instance.instance_id:016x})")
+    click.echo(
+        f"worker ready at {served.instance.address} ({served.name}{model}, instance {served.instance.instance_id:016x})"
+    )
 
 
 def find_worker(target: str) -> Any:
@@ -105,7 +116,7 @@ def find_worker(target: str) -> Any:
     if path.endswith(".py"):
         return _pick(_load_file(Path(path)), attribute, target)
     if attribute:
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         try:
             return _pick(importlib.import_module(path), attribute, target)
         except ModuleNotFoundError as error:
@@ -120,7 +131,9 @@ def find_worker(target: str) -> Any:
     try:
         return installed[target].load()
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"worker {target!r} needs the package {error.name}: pip install 'dynamo-grpc[frontend]'") from error
+        raise ConfigurationError(
+            f"worker {target!r} needs the package {error.name}: pip install 'dynamo-grpc[frontend]'"
+        ) from error
 
 
 def _load_file(path: Path) -> Any:

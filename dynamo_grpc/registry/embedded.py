@@ -94,9 +94,11 @@ class EmbeddedRegistry:
             wire.LEASE_REVOKE: self._revoke,
             wire.LEASE_TIME_TO_LIVE: self._time_to_live,
             wire.LEASE_LEASES: self._leases,
-            wire.STATUS: lambda _: pb.StatusResponse(version=VERSION, leader=1, raftIndex=self.store.revision, raftTerm=1),
+            wire.STATUS: lambda _: pb.StatusResponse(
+                version=VERSION, leader=1, raftIndex=self.store.revision, raftTerm=1
+            ),
         }
-        services: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
+        services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method, answer in answers.items():
             services.setdefault(method.service, {})[method.name] = grpc.unary_unary_rpc_method_handler(
                 self._unary(answer),
@@ -112,7 +114,7 @@ class EmbeddedRegistry:
         return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
 
     def _unary(self, answer: Callable[[Any], Any]) -> Callable[..., Any]:
-        async def behaviour(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
                 response = answer(request)
             except StoreError as error:
@@ -145,7 +147,7 @@ class EmbeddedRegistry:
     def _leases(self, _: pb.LeaseLeasesRequest) -> pb.LeaseLeasesResponse:
         return pb.LeaseLeasesResponse(leases=[pb.LeaseStatus(ID=lease_id) for lease_id in self.store.leases])
 
-    async def _keep_alive(self, requests: Any, context: grpc.aio.ServicerContext) -> None:
+    async def _keep_alive(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         async for request in requests:
             ttl_s = self.store.keep_alive(request.ID, self._clock())
             await context.write(pb.LeaseKeepAliveResponse(header=self.header(), ID=request.ID, TTL=ttl_s))
@@ -156,7 +158,7 @@ class EmbeddedRegistry:
         for watch in tuple(self._watches):
             watch.offer(events)
 
-    async def _watch(self, requests: Any, context: grpc.aio.ServicerContext) -> None:
+    async def _watch(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One Watch call: several watches, one queue of responses, written in order."""
         responses: asyncio.Queue[pb.WatchResponse] = asyncio.Queue()
         watches: dict[int, _Watch] = {}
@@ -229,11 +231,7 @@ class _Watch:
 
     def offer(self, events: list[pb.Event]) -> None:
         """Queue those of `events` that belong to the range."""
-        mine = [
-            event
-            for event in events
-            if in_watch(event, self._request) and event.type not in self._dropped
-        ]
+        mine = [event for event in events if in_watch(event, self._request) and event.type not in self._dropped]
         if not mine:
             return
         response = pb.WatchResponse(header=self._header(), watch_id=self._id, events=mine)

@@ -172,10 +172,9 @@ class EtcdRegistry(Registry):
         target = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
         if not self.settings.is_tls():
             return grpc.aio.insecure_channel(target, options=_OPTIONS)
-        read = lambda name: Path(name).read_bytes() if name else None  # noqa: E731
         try:
             credentials = grpc.ssl_channel_credentials(
-                read(self.settings.ca_file), read(self.settings.key_file), read(self.settings.cert_file)
+                _read(self.settings.ca_file), _read(self.settings.key_file), _read(self.settings.cert_file)
             )
         except OSError as error:
             raise ConfigurationError(f"a certificate file for etcd can't be read: {error}") from error
@@ -308,6 +307,10 @@ class EtcdRegistration(Registration):
                 return int(response.TTL)
         finally:
             call.cancel()
+
+
+def _read(name: str) -> bytes | None:
+    return Path(name).read_bytes() if name else None
 
 
 def describe(error: BaseException) -> str:

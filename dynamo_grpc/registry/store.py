@@ -1,4 +1,4 @@
-"""The key-value store behind the embedded registry: revisions, history, leases. Pure and synchronous; time is an argument."""
+"""The key-value store behind the embedded registry: revisions, history, leases. Pure; time is an argument."""
 
 from __future__ import annotations
 
@@ -56,13 +56,9 @@ class Store:
     def range(self, request: pb.RangeRequest) -> pb.RangeResponse:
         """Read keys (always the newest revision)."""
         if request.revision and request.revision <= self.compacted:
-            raise StoreError(
-                grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"
-            )
+            raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
         if request.revision > self.revision:
-            raise StoreError(
-                grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"
-            )
+            raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
         if 0 < request.revision < self.revision:
             raise StoreError(grpc.StatusCode.UNIMPLEMENTED, "the embedded registry reads the newest revision only")
         found = sorted(self._in_range(request.key, request.range_end), key=lambda kv: kv.key)
@@ -97,13 +93,9 @@ class Store:
     def compact(self, revision: int) -> None:
         """Forget the history up to `revision`."""
         if revision <= self.compacted:
-            raise StoreError(
-                grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"
-            )
+            raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
         if revision > self.revision:
-            raise StoreError(
-                grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision"
-            )
+            raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
         self.compacted = revision
         self.events = [event for event in self.events if event.kv.mod_revision > revision]
 

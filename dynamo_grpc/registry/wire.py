@@ -50,14 +50,18 @@ AUTHENTICATE = Method("etcdserverpb.Auth", "Authenticate", pb.AuthenticateReques
 def unary(channel: grpc.aio.Channel, method: Method) -> Any:
     """The callable for a unary method."""
     return channel.unary_unary(
-        method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        method.path,
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
     )
 
 
 def stream(channel: grpc.aio.Channel, method: Method) -> Any:
     """The callable for a method with streams both ways."""
     return channel.stream_stream(
-        method.path, request_serializer=method.request.SerializeToString, response_deserializer=method.response.FromString
+        method.path,
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
     )
 
 

@@ -1,6 +1,6 @@
 """The simple policies: round robin, random, least loaded, power of two choices.
 
-A policy is given the candidates (discovered, up, not excluded) and picks one; it does no I/O, and chance is an argument.
+A policy is given the candidates (discovered, up, not excluded) and picks one. No I/O, and chance is an argument.
 """
 
 from __future__ import annotations

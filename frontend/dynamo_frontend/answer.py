@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dynamo_frontend import envelope
 from dynamo_frontend.record import Record
-from dynamo_grpc import Context, RequestCancelledError
+from dynamo_grpc import Context, DeadlineError, RequestCancelledError
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,13 @@ class Answer(Response):
 
     async def _run(self, writer: Writer) -> None:
         try:
-            await self._work(writer)
+            try:
+                async with asyncio.timeout(self._context.remaining_s()):
+                    await self._work(writer)
+            except TimeoutError:
+                if self._context.remaining_s() != 0.0:
+                    raise
+                raise DeadlineError(f"request {self._context.id()} took longer than its time-out") from None
         except Exception as error:
             told, is_unexpected = envelope.to_mesh_error(error)
             self._record.fail(told)

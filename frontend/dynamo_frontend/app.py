@@ -56,7 +56,9 @@ class FrontendSettings:
 class Frontend:
     """The application and what it holds."""
 
-    def __init__(self, settings: FrontendSettings, make_runtime: Callable[[], DistributedRuntime] = DistributedRuntime) -> None:
+    def __init__(
+        self, settings: FrontendSettings, make_runtime: Callable[[], DistributedRuntime] = DistributedRuntime
+    ) -> None:
         self._settings, self._make_runtime = settings, make_runtime
         self.metrics = Metrics()
         self.catalog: Catalog
@@ -73,7 +75,9 @@ class Frontend:
 
     def _add_routes(self, app: FastAPI) -> None:
         def post(path: str, schema: type[Sampling], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:
-            content = {"application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}}
+            content = {
+                "application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}
+            }
             body = {"requestBody": {"required": True, "content": content}}
             app.post(path, openapi_extra=body, summary=text, response_model=None)(handler)
 
@@ -88,7 +92,7 @@ class Frontend:
         app.exception_handler(Exception)(self._on_error)
         app.exception_handler(HTTPException)(self._on_http_error)
 
-    # -- generation -----------------------------------------------------------------------------------------------------
+    # -- generation ---------------------------------------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Answer:
         async def prepare(body: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
@@ -131,7 +135,9 @@ class Frontend:
 
         async def work(writer: Writer) -> None:
             carrier = {key: value for key, value in request.headers.items() if key in ("traceparent", "tracestate")}
-            with server_span(f"POST /v1/{endpoint}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}):
+            with server_span(
+                f"POST /v1/{endpoint}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}
+            ):
                 model = await self.catalog.find(body.model)
                 record.begin(model.card.name)
                 message = await prepare(body, model)
@@ -173,7 +179,7 @@ class Frontend:
         except orjson.JSONDecodeError as error:
             raise InvalidRequestError(f"the body is no JSON: {error}") from None
 
-    # -- the rest -------------------------------------------------------------------------------------------------------
+    # -- the rest -----------------------------------------------------------------------------------------------------
 
     async def _list_models(self) -> dict[str, Any]:
         return {"object": "list", "data": [_model_dict(model) for model in self.catalog.ready()]}
@@ -188,11 +194,15 @@ class Frontend:
             "status": "healthy" if ready else "unhealthy",
             "models": [model.card.name for model in ready],
             "endpoints": sorted({f"dyn://{i.namespace}.{i.component}.{i.endpoint}" for i in instances}),
-            "instances": [{"instance_id": f"{i.instance_id:016x}", "address": i.address, "model": i.model} for i in instances],
+            "instances": [
+                {"instance_id": f"{i.instance_id:016x}", "address": i.address, "model": i.model} for i in instances
+            ],
         }
         if not ready:
             body["message"] = (
-                "no model has an instance that answers" if self.catalog.is_connected else "the registry has not answered yet"
+                "no model has an instance that answers"
+                if self.catalog.is_connected
+                else "the registry has not answered yet"
             )
         return Response(orjson.dumps(body), 200 if ready else 503, media_type="application/json")
 
@@ -266,7 +276,9 @@ def _instance_id(request: Request) -> int | None:
     try:
         return int(text, 16)
     except ValueError:
-        raise InvalidRequestError(f"x-worker-instance-id is {text!r}: give the hexadecimal id that /health shows") from None
+        raise InvalidRequestError(
+            f"x-worker-instance-id is {text!r}: give the hexadecimal id that /health shows"
+        ) from None
 
 
 def _model_dict(model: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import grpc
 from tokenizers import Tokenizer
 
 from dynamo_frontend.templates import ChatTemplate
-from dynamo_grpc import ConfigurationError, ModelNotFoundError, NoInstancesError, RouterMode, UnsupportedError
+from dynamo_grpc import ConfigurationError, ModelNotFoundError, NoInstancesError, RegistryError, RouterMode, UnsupportedError
 from dynamo_grpc.client import Router
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet
@@ -130,6 +130,8 @@ class Catalog:
             return model
         if name in self._gone:
             raise _unavailable(name)
+        if not self.is_connected:
+            raise RegistryError("the registry has not answered yet: no model is known", retry_after_s=1.0)
         known = [m.card.name for m in self.ready()]
         hint = nearest(name, known)
         raise ModelNotFoundError(
@@ -217,7 +219,9 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
             raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
     if card.chat_template:
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        special = {key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)}
+        special = {
+            key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
+        }
         preparation.template = ChatTemplate(card.chat_template, special)
     return preparation
 

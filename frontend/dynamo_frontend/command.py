@@ -22,13 +22,62 @@ Examples:
   dynamo-grpc frontend --static 127.0.0.1:9000,127.0.0.1:9001
   dynamo-grpc frontend --static dns:workers.default.svc:9000"""
 )
-@click.option("--host", envvar="DYN_HTTP_HOST", default="127.0.0.1", show_default=True, show_envvar=True, help="Address to listen on.")
-@click.option("--http-port", envvar="DYN_HTTP_PORT", default=8000, show_default=True, show_envvar=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
-@click.option("--namespace", envvar="DYN_NAMESPACE", default="", show_envvar=True, help="Serve only models of this namespace.")
-@click.option("--static", "static", envvar="DYN_STATIC", default="", show_envvar=True, metavar="HOST:PORT,…|@FILE|dns:NAME:PORT", help="Workers at known addresses, without a registry.")
-@click.option("--router-mode", envvar="DYN_ROUTER_MODE", default=RouterMode.RoundRobin.value, show_default=True, show_envvar=True, type=click.Choice([mode.value for mode in RouterMode]), help="How requests are spread. direct: the header x-worker-instance-id names the instance.")
-@click.option("--max-body-mb", envvar="DYN_HTTP_BODY_LIMIT_MB", default=64, show_default=True, show_envvar=True, type=click.IntRange(1), help="Largest request body, in MiB.")
-@click.option("--instance-wait-s", envvar="DYN_INSTANCE_WAIT_S", default=10.0, show_default=True, show_envvar=True, type=click.FloatRange(0), help="How long a request for a known model waits for an instance.")
+@click.option(
+    "--host",
+    envvar="DYN_HTTP_HOST",
+    default="127.0.0.1",
+    show_default=True,
+    show_envvar=True,
+    help="Address to listen on.",
+)
+@click.option(
+    "--http-port",
+    envvar="DYN_HTTP_PORT",
+    default=8000,
+    show_default=True,
+    show_envvar=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0 takes a free one.",
+)
+@click.option(
+    "--namespace", envvar="DYN_NAMESPACE", default="", show_envvar=True, help="Serve only models of this namespace."
+)
+@click.option(
+    "--static",
+    "static",
+    envvar="DYN_STATIC",
+    default="",
+    show_envvar=True,
+    metavar="HOST:PORT,…|@FILE|dns:NAME:PORT",
+    help="Workers at known addresses, without a registry.",
+)
+@click.option(
+    "--router-mode",
+    envvar="DYN_ROUTER_MODE",
+    default=RouterMode.RoundRobin.value,
+    show_default=True,
+    show_envvar=True,
+    type=click.Choice([mode.value for mode in RouterMode]),
+    help="How requests are spread. direct: the header x-worker-instance-id names the instance.",
+)
+@click.option(
+    "--max-body-mb",
+    envvar="DYN_HTTP_BODY_LIMIT_MB",
+    default=64,
+    show_default=True,
+    show_envvar=True,
+    type=click.IntRange(1),
+    help="Largest request body, in MiB.",
+)
+@click.option(
+    "--instance-wait-s",
+    envvar="DYN_INSTANCE_WAIT_S",
+    default=10.0,
+    show_default=True,
+    show_envvar=True,
+    type=click.FloatRange(0),
+    help="How long a request for a known model waits for an instance.",
+)
 @log_option
 def frontend(**options: Any) -> None:
     """Serve OpenAI's HTTP API for all models of the mesh."""
@@ -43,7 +92,9 @@ def frontend(**options: Any) -> None:
     listener = _listen(options["host"], options["http_port"])
     app = Frontend(settings, lambda: DistributedRuntime(registry=registry)).app
     host, port = listener.getsockname()[:2]
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, loop=_loop(), lifespan="on")
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, loop=_loop(), lifespan="on"
+    )
     server = _Server(config, f"frontend ready at http://{host}:{port} ({registry.description})")
     server.run(sockets=[listener])
 

@@ -79,7 +79,12 @@ class ChoiceText:
     """One choice from tokens (or text) to what is shown, up to a stop string."""
 
     def __init__(
-        self, detokenizer: Detokenizer | None, stops: Sequence[str] = (), *, keep_stop: bool = False, min_tokens: int = 0
+        self,
+        detokenizer: Detokenizer | None,
+        stops: Sequence[str] = (),
+        *,
+        keep_stop: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops, keep=keep_stop)

@@ -71,7 +71,7 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> infere
 
 
 async def tokenize(tokenizer: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; long texts leave the event loop to others (the tokenizer releases the interpreter's lock)."""
+    """Token ids of a text; long texts leave the event loop to others (the tokenizer lets go of the GIL)."""
     if tokenizer is None:
         raise InvalidRequestError("this model has no tokenizer here: send token ids", param="model")
     if len(text) < _LONG_CHARS:
@@ -144,5 +144,3 @@ def _to_message(turn: dict[str, Any]) -> inference_pb2.ChatMessage:
             )
         message.content.add(text=inference_pb2.TextContent(text=part["text"]))
     return message
-
-

@@ -39,7 +39,9 @@ class Metrics:
         self.output_tokens = Counter(
             "dynamo_frontend_output_tokens", "Tokens generated.", labels, registry=self.registry
         )
-        self.input_tokens = Counter("dynamo_frontend_input_tokens", "Tokens of prompts.", labels, registry=self.registry)
+        self.input_tokens = Counter(
+            "dynamo_frontend_input_tokens", "Tokens of prompts.", labels, registry=self.registry
+        )
 
 
 @dataclass(slots=True)

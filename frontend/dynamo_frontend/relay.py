@@ -148,7 +148,9 @@ async def collect(relay: Relay) -> dict[int, Piece]:
             for piece in pieces:
                 known = whole.get(piece.index)
                 if known is None:
-                    whole[piece.index] = Piece(piece.index, piece.text, list(piece.token_ids), piece.logprobs, piece.finish)
+                    whole[piece.index] = Piece(
+                        piece.index, piece.text, list(piece.token_ids), piece.logprobs, piece.finish
+                    )
                     continue
                 known.text += piece.text
                 known.token_ids = [*known.token_ids, *piece.token_ids]

@@ -51,16 +51,16 @@ class _Shape:
     def __init__(self, request_id: str, model: str, tokenizer: Tokenizer | None, *, has_usage: bool) -> None:
         self._tokenizer = tokenizer
         self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": model}
-        head = orjson.dumps({"id": self._base["id"], "object": self.chunk, **self._base})[:-1]
+        head = orjson.dumps({**self._base, "object": self.chunk})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":'
         self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
 
     def usage_event(self, usage: pb.Usage) -> bytes:
-        content = {"object": self.chunk, **self._base, "choices": [], "usage": usage_dict(usage)}
+        content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage)}
         return b"data: " + orjson.dumps(content) + b"\n\n"
 
     def _whole(self, choices: list[dict[str, Any]], usage: pb.Usage) -> bytes:
-        return orjson.dumps({"object": self.whole, **self._base, "choices": choices, "usage": usage_dict(usage)})
+        return orjson.dumps({**self._base, "object": self.whole, "choices": choices, "usage": usage_dict(usage)})
 
     def _token(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else str(token_id)
@@ -152,7 +152,7 @@ class CompletionShape(_Shape):
             offsets.append(length)
             length += len(token)
         top = [
-            {self._token(t): max(l, -9999.0) for t, l in zip(entry.token_ids, entry.logprobs, strict=True)}
+            {self._token(t): max(logprob, -9999.0) for t, logprob in zip(entry.token_ids, entry.logprobs, strict=True)}
             for entry in piece.logprobs.top
         ]
         logprobs = [max(logprob, -9999.0) for logprob in piece.logprobs.token_logprobs[: len(tokens)]]

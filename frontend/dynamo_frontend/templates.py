@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda fmt: datetime.datetime.now().astimezone().strftime(fmt)
+        environment.globals["strftime_now"] = lambda fmt: dt.datetime.now().astimezone().strftime(fmt)
         self._variables = dict(variables)
         try:
             self._template = environment.from_string(source)
@@ -54,7 +54,9 @@ class ChatTemplate:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._variables)
         except jinja2.TemplateError as error:
-            raise InvalidRequestError(f"the model's chat template refuses the messages: {error}", param="messages") from error
+            raise InvalidRequestError(
+                f"the model's chat template refuses the messages: {error}", param="messages"
+            ) from error
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InvalidRequestError(
                 f"the model's chat template can't render the messages: {error}", param="messages"

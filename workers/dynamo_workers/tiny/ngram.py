@@ -72,7 +72,7 @@ class NgramModel:
         weights = [1.0] * self._num_topics
         words = _WORDS.findall(prompt.lower())[-400:]
         for distance, word in enumerate(reversed(words)):
-            singular = word[:-1] if word.endswith("s") else word
+            singular = word.removesuffix("s")
             for topic in {*self._topics_of.get(word, ()), *self._topics_of.get(singular, ())}:
                 weights[topic] += _TOPIC * 0.5 ** (distance / 20)
         return weights

@@ -1,4 +1,4 @@
-"""From a distribution to a token: bias, penalties, temperature, min_p, top_k, top_p, and a draw that can be repeated. Pure."""
+"""From a distribution to a token: bias, penalties, temperature, cut-offs, and a draw that can be repeated. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw(logits: Sequence[float], options: inference_pb2.SamplingOptions, chance
     temperature = options.temperature if options.HasField("temperature") else 1.0
     top = max(logits)
     # temperatures near 0 underflow to the most likely token alone, as they should
-    weights = {t: w for t, l in enumerate(logits) if (w := math.exp((l - top) / temperature)) > 0.0}
+    weights = {t: w for t, logit in enumerate(logits) if (w := math.exp((logit - top) / temperature)) > 0.0}
     if options.min_p > 0:
         weights = {t: w for t, w in weights.items() if w >= options.min_p}  # the largest weight is 1
     ranked = sorted(weights, key=lambda t: (-weights[t], t))

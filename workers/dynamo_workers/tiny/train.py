@@ -1,4 +1,6 @@
-"""Make `model/` from `corpus.txt`: the tokenizer is trained, the configuration written. Run it after a change of the corpus.
+"""Make `model/` from `corpus.txt`: the tokenizer is trained, the configuration written.
+
+Run it after a change of the corpus:
 
     python -m dynamo_workers.tiny.train
 
@@ -47,21 +49,27 @@ def train(out: Path) -> None:
     def write(name: str, values: dict[str, object]) -> None:
         (out / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
-    write("config.json", {
-        "model_type": "ngram",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": CONTEXT_LENGTH,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    })
+    write(
+        "config.json",
+        {
+            "model_type": "ngram",
+            "vocab_size": tokenizer.get_vocab_size(),
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+    )
     write("generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "temperature": 0.8})
-    write("tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIALS[0],
-        "eos_token": SPECIALS[1],
-        "model_max_length": CONTEXT_LENGTH,
-        "chat_template": TEMPLATE,
-    })
+    write(
+        "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": SPECIALS[0],
+            "eos_token": SPECIALS[1],
+            "model_max_length": CONTEXT_LENGTH,
+            "chat_template": TEMPLATE,
+        },
+    )
 
 
 if __name__ == "__main__":
