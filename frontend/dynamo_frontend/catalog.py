@@ -19,7 +19,14 @@ import grpc
 from tokenizers import Tokenizer
 
 from dynamo_frontend.templates import ChatTemplate
-from dynamo_grpc import ConfigurationError, ModelNotFoundError, NoInstancesError, RegistryError, RouterMode, UnsupportedError
+from dynamo_grpc import (
+    ConfigurationError,
+    ModelNotFoundError,
+    NoInstancesError,
+    RegistryError,
+    RouterMode,
+    UnsupportedError,
+)
 from dynamo_grpc.client import Router
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet

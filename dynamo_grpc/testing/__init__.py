@@ -1,0 +1,6 @@
+"""For tests of workers and clients: a mesh inside one process, on real gRPC, without a registry server."""
+
+from dynamo_grpc.testing.clock import FakeClock
+from dynamo_grpc.testing.mesh import Mesh
+
+__all__ = ["FakeClock", "Mesh"]

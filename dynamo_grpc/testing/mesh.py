@@ -1,0 +1,103 @@
+"""A mesh inside one process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from dynamo_grpc.cards import Model, load_model
+from dynamo_grpc.client import Client
+from dynamo_grpc.names import EndpointName
+from dynamo_grpc.registry.base import Registry
+from dynamo_grpc.registry.memory import MemoryRegistry
+from dynamo_grpc.routing import RouterMode
+from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.server import Served
+from dynamo_grpc.worker import Worker, model_folder
+
+
+class Mesh:
+    """Serve handlers and workers, and call them, over real gRPC on free ports.
+
+    Example:
+        async with Mesh() as mesh:
+            await mesh.serve("demo.backend.generate", my_handler)
+            client = await mesh.client("demo.backend.generate")
+            async for item in await client.generate("hello"):
+                ...
+
+    Args:
+        registry: shared by all; memory by default.
+    """
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self.registry = registry or MemoryRegistry()
+        self._runtimes: list[DistributedRuntime] = []
+        self._tasks: dict[DistributedRuntime, asyncio.Task[None]] = {}
+
+    def runtime(self) -> DistributedRuntime:
+        """A runtime of its own, as if it were another process."""
+        runtime = DistributedRuntime(registry=self.registry, host="127.0.0.1", port=0, advertise="")
+        self._runtimes.append(runtime)
+        return runtime
+
+    async def serve(
+        self, name: str, handler: Callable[..., Any], model: Model | None = None, *, gives_dicts: bool = True
+    ) -> DistributedRuntime:
+        """Serve a handler by an instance of its own; returns its runtime when it is ready.
+
+        Args:
+            model: the model that the endpoint serves, if it serves one.
+        """
+        runtime, endpoint = self.runtime(), EndpointName.parse(name)
+        if model is not None:
+            runtime.set_model(endpoint, model)
+        ready: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
+        task = asyncio.get_running_loop().create_task(
+            runtime.serve(endpoint, handler, gives_dicts=gives_dicts, on_ready=ready.set_result)
+        )
+        self._tasks[runtime] = task
+        await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        return runtime
+
+    async def serve_worker(self, worker: Worker, **options: Any) -> DistributedRuntime:
+        """Start a Worker and serve it; options are as `load_model` takes them."""
+        cls = type(worker)
+        given = {"model_name": cls.model_name, "capabilities": cls.capabilities, "model_type": cls.model_type}
+        given |= {"model_input": cls.model_input, "context_length": cls.context_length} | options
+        await worker.start()
+        model = load_model(given.pop("model_path", model_folder(cls)), **given)
+        name = f"{cls.namespace}.{cls.component}.{cls.endpoint}"
+        return await self.serve(name, worker.generate, model, gives_dicts=False)
+
+    async def client(self, name: str, router_mode: RouterMode = RouterMode.RoundRobin) -> Client:
+        """A client with a runtime of its own, when it sees an instance."""
+        client = await self.runtime().endpoint(name).client(router_mode)
+        await client.wait_for_instances(10.0)
+        return client
+
+    async def stop(self, runtime: DistributedRuntime) -> None:
+        """Let an instance leave as on SIGTERM: it drains first."""
+        runtime.shutdown()
+        await self._tasks.pop(runtime)
+
+    async def lose(self, runtime: DistributedRuntime) -> None:
+        """Let an instance go as if it were killed: its connections break, its registration stays."""
+        await runtime.server.stop()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for runtime in reversed(self._runtimes):
+            await runtime.aclose()
+        await self.registry.close()

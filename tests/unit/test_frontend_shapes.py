@@ -1,0 +1,90 @@
+"""Request schemas and error envelopes."""
+
+import json
+from typing import Any
+
+import pytest
+from dynamo_frontend import envelope
+from dynamo_frontend.schemas import ChatRequest, CompletionRequest
+from pydantic import ValidationError
+
+from dynamo_grpc import (
+    ContextLengthError,
+    HttpError,
+    InvalidRequestError,
+    MeshError,
+    ModelNotFoundError,
+    NoInstancesError,
+    OverloadedError,
+    UnsupportedError,
+)
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def error_of(schema: Any, body: Any) -> MeshError:
+    with pytest.raises((ValidationError, MeshError)) as caught:
+        schema.model_validate(body).check_refused()
+    told, is_unexpected = envelope.to_mesh_error(caught.value)
+    assert not is_unexpected
+    return told
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"max_tokens": -5}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"stop": 5}, "stop"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_wrong_chat_bodies_name_the_field(change: dict[str, Any], param: str) -> None:
+    told = error_of(ChatRequest, {**CHAT, **change})
+    assert told.http_status == 400
+    assert told.param == param
+
+
+def test_what_changes_nothing_is_accepted() -> None:
+    body = ChatRequest.model_validate(
+        {**CHAT, "tools": [], "response_format": {"type": "text"}, "made_up": 1, "tool_choice": "none"}
+    )
+    body.check_refused()
+    assert body.unknown() == ["made_up"]
+
+
+def test_wrong_completion_bodies() -> None:
+    assert error_of(CompletionRequest, {"model": "m"}).param == "prompt"
+    assert error_of(CompletionRequest, {"model": "m", "prompt": "x", "suffix": "y"}).param == "suffix"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (InvalidRequestError("x", param="p"), 400, "invalid_request_error", None),
+        (ContextLengthError("x"), 400, "invalid_request_error", "context_length_exceeded"),
+        (UnsupportedError("x"), 400, "invalid_request_error", "unsupported_value"),
+        (ModelNotFoundError("x"), 404, "invalid_request_error", "model_not_found"),
+        (OverloadedError("x"), 503, "service_unavailable", "overloaded"),
+        (NoInstancesError("x", retry_after_s=1.2), 503, "service_unavailable", "no_instances"),
+        (HttpError(429, "x"), 429, "rate_limit_error", None),
+        (HttpError(418, "x"), 418, "invalid_request_error", None),
+    ],
+)
+def test_the_envelope_is_openais(error: MeshError, status: int, kind: str, code: str | None) -> None:
+    body = json.loads(envelope.body(error, "r1"))["error"]
+    assert (error.http_status, body["type"], body["code"], body["message"]) == (status, kind, code, "x")
+    assert envelope.headers(error) == ([(b"retry-after", b"2")] if error.retry_after_s else [])
+
+
+def test_our_own_mistakes_are_not_the_clients() -> None:
+    told, is_unexpected = envelope.to_mesh_error(ValueError("secret"))
+    assert (told.http_status, is_unexpected) == (500, True)
+    assert "secret" not in envelope.body(told, "r1").decode()
