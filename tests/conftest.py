@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings, wait_reachable
 from dynamo_grpc.testing import Mesh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,12 +163,15 @@ def etcd_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-
-        async def ready() -> None:
-            async with EtcdRegistry(EtcdSettings((f"127.0.0.1:{port}",))) as registry:
-                await wait_reachable(registry, 20.0)
-
-        asyncio.run(ready())
+        end = time.monotonic() + 20.0
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+                    if b"true" in answer.read():
+                        break
+            except OSError:
+                assert time.monotonic() < end, "etcd does not come up"
+            time.sleep(0.05)
         yield f"127.0.0.1:{port}"
     finally:
         process.send_signal(signal.SIGKILL)

@@ -12,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -330,21 +330,3 @@ def _change(events: Any) -> Change:
     puts = tuple(_entry(event.kv) for event in last.values() if event.type == pb.Event.PUT)
     deletes = tuple(key.decode() for key, event in last.items() if event.type == pb.Event.DELETE)
     return Change(puts, deletes)
-
-
-async def wait_reachable(registry: EtcdRegistry, timeout_s: float) -> None:
-    """Return when etcd answers a read.
-
-    Raises:
-        RegistryError: it didn't within `timeout_s`.
-    """
-    probe: Callable[[], Awaitable[Any]] = lambda: registry.call(wire.RANGE, pb.RangeRequest(key=b"/", limit=1))  # noqa: E731
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            await probe()
-            return
-        except grpc.RpcError as error:
-            if time.monotonic() > end:
-                raise RegistryError(f"{registry.description} does not answer: {describe(error)}") from error
-            await asyncio.sleep(0.1)

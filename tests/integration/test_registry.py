@@ -1,0 +1,268 @@
+"""What every registry must do; run against memory, the embedded one, a real etcd, and a static list."""
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from dynamo_grpc import ConfigurationError
+from dynamo_grpc.discovery import open_registry
+from dynamo_grpc.names import INSTANCES
+from dynamo_grpc.records import read_instances
+from dynamo_grpc.registry import Registry, View
+from dynamo_grpc.registry.embedded import EmbeddedRegistry
+from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings
+from dynamo_grpc.registry.memory import MemoryRegistry
+from dynamo_grpc.registry.static import StaticRegistry, parse_addresses
+from dynamo_grpc.testing import Mesh
+
+from ..conftest import etcd_binary, eventually, free_port
+
+
+class Backend(Protocol):
+    """A registry under test, and a way to let instances come and go."""
+
+    registry: Registry
+
+    async def join(self, component: str) -> Callable[[], Awaitable[None]]: ...
+
+
+class WithLeases:
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    async def join(self, component: str) -> Callable[[], Awaitable[None]]:
+        value = f'{{"component": "{component}"}}'.encode()
+        registration = await self.registry.register({f"{INSTANCES}test/{component}/generate/01": value})
+        await registration.wait_registered()
+        return registration.close
+
+
+class Static:
+    def __init__(self, mesh: Mesh, file: Path) -> None:
+        self.registry = StaticRegistry(f"@{file}")
+        self._mesh, self._file = mesh, file
+
+    async def join(self, component: str) -> Callable[[], Awaitable[None]]:
+        async def handler(request: Any) -> None: ...
+
+        runtime = await self._mesh.serve(f"test.{component}.generate", handler)
+        with self._file.open("a") as file:
+            file.write(f"127.0.0.1:{runtime.server.port}  # {component}\n")
+        return lambda: self._mesh.stop(runtime)
+
+
+@pytest.fixture(params=["memory", "embedded", "etcd", "static"])
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    async with contextlib.AsyncExitStack() as stack:
+        match request.param:
+            case "memory":
+                yield WithLeases(MemoryRegistry())
+            case "embedded":
+                server = await stack.enter_async_context(EmbeddedRegistry(0))
+                settings = EtcdSettings((server.endpoint,), ttl_s=2)
+                yield WithLeases(await stack.enter_async_context(EtcdRegistry(settings)))
+            case "etcd":
+                settings = EtcdSettings((request.getfixturevalue("etcd_endpoint"),), ttl_s=2)
+                yield WithLeases(await stack.enter_async_context(EtcdRegistry(settings)))
+            case "static":
+                (tmp_path / "workers").touch()
+                mesh = await stack.enter_async_context(Mesh())
+                static = Static(mesh, tmp_path / "workers")
+                await stack.enter_async_context(static.registry)
+                yield static
+
+
+def components(view: View) -> set[str]:
+    return {instance.component for instance in read_instances(view.entries.values())}
+
+
+async def test_a_watch_is_a_snapshot_and_then_every_change(backend: Backend) -> None:
+    leave_a = await backend.join("a")
+    view = View.start(backend.registry, f"{INSTANCES}test/")
+    await view.wait_ready()
+    await eventually(lambda: components(view) == {"a"})
+    leave_b = await backend.join("b")
+    await eventually(lambda: components(view) == {"a", "b"})
+    await leave_a()
+    await eventually(lambda: components(view) == {"b"})
+    await leave_b()
+    await eventually(lambda: components(view) == set())
+    await view.close()
+
+
+async def test_a_watch_sees_its_prefix_alone(backend: Backend) -> None:
+    view = View.start(backend.registry, f"{INSTANCES}test/b/")
+    leave_a, leave_b = await backend.join("a"), await backend.join("b")
+    await eventually(lambda: components(view) == {"b"})
+    await leave_a()
+    await leave_b()
+    await eventually(lambda: components(view) == set())
+    await view.close()
+
+
+async def test_list_gives_what_is_there(backend: Backend) -> None:
+    assert await backend.registry.list(f"{INSTANCES}test/") == []
+    leave = await backend.join("a")
+    assert [i.component for i in read_instances(await backend.registry.list(f"{INSTANCES}test/"))] == ["a"]
+    await leave()
+
+
+async def test_several_watchers_see_the_same(backend: Backend) -> None:
+    views = [View.start(backend.registry, f"{INSTANCES}test/") for _ in range(3)]
+    leave = await backend.join("a")
+    for view in views:
+        await eventually(lambda view=view: components(view) == {"a"})
+    await leave()
+    for view in views:
+        await eventually(lambda view=view: components(view) == set())
+        await view.close()
+
+
+@pytest.fixture(params=["embedded", "etcd"])
+async def etcd(request: pytest.FixtureRequest) -> AsyncIterator[EtcdRegistry]:
+    """What speaks etcd's API."""
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "embedded":
+            endpoint = (await stack.enter_async_context(EmbeddedRegistry(0))).endpoint
+        else:
+            endpoint = request.getfixturevalue("etcd_endpoint")
+        yield await stack.enter_async_context(EtcdRegistry(EtcdSettings((endpoint,), ttl_s=2)))
+
+
+async def test_values_can_be_replaced(etcd: EtcdRegistry) -> None:
+    registration = await etcd.register({"/u/a": b"1", "/u/b": b"1"})
+    await registration.wait_registered()
+    view = View.start(etcd, "/u/")
+    await eventually(lambda: set(view.entries) == {"/u/a", "/u/b"})
+    created = view.entries["/u/a"].created
+    await registration.update({"/u/a": b"2", "/u/c": b"1"})
+    await eventually(lambda: {k: e.value for k, e in view.entries.items()} == {"/u/a": b"2", "/u/c": b"1"})
+    assert view.entries["/u/a"].created == created
+    await registration.close()
+    await view.close()
+
+
+async def test_the_lease_is_kept_alive_and_ends_without_its_owner(etcd: EtcdRegistry) -> None:
+    view = View.start(etcd, "/k/")
+    registration = await etcd.register({"/k/a": b"1"})
+    await eventually(lambda: "/k/a" in view.entries)
+    removed: list[bool] = []
+    view.subscribe(lambda: removed.append("/k/a" not in view.entries))
+    await asyncio.sleep(5.0)  # more than two times to live
+    assert not any(removed)
+    registration._task.cancel()  # the process is gone: nothing is revoked
+    await eventually(lambda: "/k/a" not in view.entries, 8.0)
+    await view.close()
+
+
+async def test_a_lease_that_was_taken_away_is_replaced(etcd: EtcdRegistry) -> None:
+    from dynamo_grpc.registry import etcd_pb2, wire
+
+    view = View.start(etcd, "/l/")
+    registration = await etcd.register({"/l/a": b"1"})
+    await registration.wait_registered()
+    await etcd.call(wire.LEASE_REVOKE, etcd_pb2.LeaseRevokeRequest(ID=registration._lease_id))
+    await eventually(lambda: not view.entries)
+    await eventually(lambda: "/l/a" in view.entries, 8.0)
+    await registration.close()
+    await view.close()
+
+
+async def test_etcdctl_reads_what_was_registered(etcd: EtcdRegistry) -> None:
+    registration = await etcd.register({"/dynamo_grpc/v1/instances/x": b'{"namespace": "x"}'})
+    await registration.wait_registered()
+    command = [str(etcd_binary("etcdctl")), "--endpoints", etcd.settings.endpoints[0]]
+    got = await asyncio.to_thread(subprocess.check_output, [*command, "get", "--prefix", "/dynamo_grpc"], text=True)
+    assert got == '/dynamo_grpc/v1/instances/x\n{"namespace": "x"}\n'
+    await asyncio.to_thread(subprocess.check_output, [*command, "put", "/dynamo_grpc/other", "1"])
+    assert [e.key for e in await etcd.list("/dynamo_grpc/o")] == ["/dynamo_grpc/other"]
+    status = await asyncio.to_thread(subprocess.check_output, [*command, "endpoint", "status"], text=True)
+    assert etcd.settings.endpoints[0] in status
+    await asyncio.to_thread(subprocess.check_output, [*command, "del", "/dynamo_grpc/other"])
+    await registration.close()
+
+
+async def test_start_order_does_not_matter() -> None:
+    port = free_port()
+    async with EtcdRegistry(EtcdSettings((f"127.0.0.1:{port}",), ttl_s=2)) as registry:
+        view = View.start(registry, "/s/")
+        registration = await registry.register({"/s/a": b"1"})
+        await asyncio.sleep(0.5)
+        assert not view.is_ready
+        async with EmbeddedRegistry(port):
+            await asyncio.wait_for(registration.wait_registered(), 15)
+            await eventually(lambda: "/s/a" in view.entries)
+        async with EmbeddedRegistry(port) as other:  # an empty one in its place
+            await eventually(lambda: other.store.range(_all()).count == 1, 20.0)
+            await eventually(lambda: "/s/a" in view.entries)
+            await registration.close()
+        await view.close()
+
+
+def _all() -> Any:
+    from dynamo_grpc.registry import etcd_pb2
+
+    return etcd_pb2.RangeRequest(key=b"/", range_end=b"0")
+
+
+async def test_what_the_embedded_registry_lacks_is_said_clearly() -> None:
+    async with EmbeddedRegistry(0) as server:
+        command = [str(etcd_binary("etcdctl")), "--endpoints", server.endpoint]
+        failed = await asyncio.to_thread(subprocess.run, [*command, "member", "list"], capture_output=True, text=True)
+        assert failed.returncode != 0
+        assert "Unimplemented" in failed.stderr
+        with pytest.raises(ConfigurationError, match=f"port {server.port} for the registry is taken"):
+            async with EmbeddedRegistry(server.port):
+                pass
+
+
+def test_settings() -> None:
+    env = {"ETCD_ENDPOINTS": "http://a:1, b:2", "ETCD_LEASE_TTL": "5", "ETCD_AUTH_USERNAME": "u", "ETCD_AUTH_PASSWORD": "p"}
+    settings = EtcdSettings.from_env(env)
+    assert (settings.endpoints, settings.ttl_s, settings.username) == (("http://a:1", "b:2"), 5, "u")
+    assert "p" not in repr(settings).replace("http", "").replace("endpoints", "").split("username")[1]
+    assert EtcdSettings.from_env({}).endpoints == ("localhost:2379",)
+    with pytest.raises(ConfigurationError, match="ETCD_LEASE_TTL"):
+        EtcdSettings.from_env({"ETCD_LEASE_TTL": "soon"})
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({"DYN_DISCOVERY_BACKEND": "file"}, "embedded registry"),
+        ({"DYN_DISCOVERY_BACKEND": "kubernetes"}, "dns:SERVICE:PORT"),
+        ({"DYN_DISCOVERY_BACKEND": "ectd"}, "did you mean 'etcd'"),
+        ({"DYN_DISCOVERY_BACKEND": "static"}, "needs DYN_STATIC"),
+        ({"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC": "nohost"}, "HOST:PORT"),
+        ({"DYN_REQUEST_PLANE": "tcp"}, "travel by gRPC alone"),
+        ({"DYN_REQUEST_PLANE": "http"}, "travel by gRPC alone"),
+        ({"DYN_REQUEST_PLANE": "nats"}, "travel by gRPC alone"),
+        ({"DYN_EVENT_PLANE": "zmq"}, "SubscribeKvEvents"),
+    ],
+)
+def test_settings_of_other_systems_say_what_replaces_them(env: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        open_registry(env=env)
+
+
+def test_addresses() -> None:
+    assert parse_addresses(["a:1", " b:2 # the second", "", "# none", "a:1"]) == ["a:1", "b:2"]
+    for wrong in ("a", "a:b", "a:0", ":1", "a:70000"):
+        with pytest.raises(ConfigurationError, match="HOST:PORT"):
+            parse_addresses([wrong])
+
+
+async def test_static_addresses_come_and_go(mesh: Mesh, tmp_path: Path) -> None:
+    async def handler(request: Any) -> None: ...
+
+    runtime = await mesh.serve("a.b.c", handler)
+    port = runtime.server.port
+    for spec in (f"127.0.0.1:{port}", f"dns:localhost:{port}"):
+        async with StaticRegistry(spec) as registry:
+            (entry,) = read_instances(await registry.list(INSTANCES))
+            assert entry.address.endswith(f":{port}")
