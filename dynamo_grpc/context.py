@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -47,7 +48,8 @@ class Context:
         self._deadline = None if timeout_s is None else clock() + timeout_s
         self._stopped = False
         self._killed = False
-        self._links: set[Link] = set()
+        # weak: a reader that drops its stream is gone, and the stream's end cancels the call
+        self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._waiters: list[asyncio.Future[bool]] = []
 
     def id(self) -> str:

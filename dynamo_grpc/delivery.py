@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import grpc
 
-from dynamo_grpc.connections import Connections
+from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError, from_rpc_error
 from dynamo_grpc.instances import Live
@@ -38,9 +40,10 @@ class OutputStream(Generic[M]):
 
     def __init__(self, live: Live, call: Any, context: Context, connections: Connections, tasks: set[Any]) -> None:
         self.instance = live.instance
-        self._call, self._context, self._connections, self._tasks = call, context, connections, tasks
+        self._call, self._context, self._tasks = call, context, tasks
         self._connection = connections.acquire(live.connection.address)
         self._connection.num_inflight += 1
+        self._forget = functools.partial(_forget, connections, self._connection)
         self._num_received = 0
         self._is_closed = False
         context.link(self)
@@ -101,35 +104,30 @@ class OutputStream(Generic[M]):
 
     async def aclose(self) -> None:
         """Leave the stream. Idempotent."""
+        self._leave()
+
+    def _leave(self) -> None:
         if self._is_closed:
             return
         if self._context.is_stopped() and not self._context.is_killed() and not self._call.done():
-            self._own(self._leave_gently())
+            self._is_closed = True
+            self._own(_finish_gently(self._call, self._forget))
+            self._context.unlink(self)
             return
         self._call.cancel()
         self._release()
-
-    async def _leave_gently(self) -> None:
-        try:
-            with contextlib.suppress(TimeoutError, MeshError):
-                async with asyncio.timeout(GENTLE_S):
-                    async for _ in self:
-                        pass
-        finally:
-            self._call.cancel()
-            self._release()
 
     def _release(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self._context.unlink(self)
-            self._connection.num_inflight -= 1
-            self._connections.release(self._connection)
+            self._forget()
 
     def __del__(self) -> None:
         # A reader that broke out of a plain `async for` leaves no other trace; the worker must not go on for nobody.
-        if not self._is_closed and not self._call.done():
-            self._call.cancel()
+        if not self._is_closed:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                self._leave()
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,6 +136,23 @@ class OutputStream(Generic[M]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _forget(connections: Connections, connection: Connection) -> None:
+    connection.num_inflight -= 1
+    connections.release(connection)
+
+
+async def _finish_gently(call: Any, forget: Callable[[], None]) -> None:
+    """Read a stream that nobody reads any more to its end, so that the worker can end it by itself."""
+    try:
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
+            async with asyncio.timeout(GENTLE_S):
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+    finally:
+        call.cancel()
+        forget()
 
 
 class Delivery:

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import hypothesis  # noqa: F401 - its plugin would import it after the tests, which CPython 3.11's ast doesn't survive
 import pytest
 
 from dynamo_grpc.testing import Mesh

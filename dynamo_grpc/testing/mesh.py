@@ -67,7 +67,11 @@ class Mesh:
     async def serve_worker(self, worker: Worker, **options: Any) -> DistributedRuntime:
         """Start a Worker and serve it; options are as `load_model` takes them."""
         cls = type(worker)
-        given = {"model_name": cls.model_name, "capabilities": cls.capabilities, "model_type": cls.model_type}
+        given: dict[str, Any] = {
+            "model_name": cls.model_name,
+            "capabilities": cls.capabilities,
+            "model_type": cls.model_type,
+        }
         given |= {"model_input": cls.model_input, "context_length": cls.context_length} | options
         await worker.start()
         model = load_model(given.pop("model_path", model_folder(cls)), **given)

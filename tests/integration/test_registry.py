@@ -222,7 +222,12 @@ async def test_what_the_embedded_registry_lacks_is_said_clearly() -> None:
 
 
 def test_settings() -> None:
-    env = {"ETCD_ENDPOINTS": "http://a:1, b:2", "ETCD_LEASE_TTL": "5", "ETCD_AUTH_USERNAME": "u", "ETCD_AUTH_PASSWORD": "p"}
+    env = {
+        "ETCD_ENDPOINTS": "http://a:1, b:2",
+        "ETCD_LEASE_TTL": "5",
+        "ETCD_AUTH_USERNAME": "u",
+        "ETCD_AUTH_PASSWORD": "p",
+    }
     settings = EtcdSettings.from_env(env)
     assert (settings.endpoints, settings.ttl_s, settings.username) == (("http://a:1", "b:2"), 5, "u")
     assert "p" not in repr(settings).replace("http", "").replace("endpoints", "").split("username")[1]
