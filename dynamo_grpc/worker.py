@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dynamo_grpc.cards import ModelInput, ModelType, load_model
+from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
 from dynamo_grpc.context import Context
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.runtime import DistributedRuntime, stop_signals
@@ -88,17 +88,11 @@ def model_folder(cls: type[Worker]) -> Path | None:
     return path if path.is_absolute() else Path(inspect.getfile(cls)).resolve().parent / path
 
 
-async def serve_worker(
-    cls: type[Worker], settings: WorkerSettings, on_ready: Callable[[Served], None] | None = None
-) -> None:
-    """Run a worker until SIGTERM or SIGINT: serve, drain, close.
-
-    Raises:
-        ConfigurationError: a setting is wrong; nothing is left behind.
-    """
-    model = load_model(
-        settings.model_path or model_folder(cls),
-        settings.model_name or cls.model_name,
+def model_of(cls: type[Worker], model_path: str | Path | None = None, model_name: str | None = None) -> Model:
+    """The model that a class serves, with its own path and name or those given."""
+    return load_model(
+        model_path or model_folder(cls),
+        model_name or cls.model_name,
         model_input=cls.model_input,
         model_type=cls.model_type,
         context_length=cls.context_length,
@@ -107,6 +101,17 @@ async def serve_worker(
         capabilities=cls.capabilities,
         runtime_config=cls.runtime_config,
     )
+
+
+async def serve_worker(
+    cls: type[Worker], settings: WorkerSettings, on_ready: Callable[[Served], None] | None = None
+) -> None:
+    """Run a worker until SIGTERM or SIGINT: serve, drain, close.
+
+    Raises:
+        ConfigurationError: a setting is wrong; nothing is left behind.
+    """
+    model = model_of(cls, settings.model_path, settings.model_name)
     name = EndpointName(settings.namespace or cls.namespace, settings.component or cls.component, cls.endpoint)
     runtime = DistributedRuntime(host=settings.host, port=settings.port, advertise=settings.advertise)
     async with runtime, contextlib.AsyncExitStack() as stack:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dynamo_grpc.cards import Model, load_model
+from dynamo_grpc.cards import Model
 from dynamo_grpc.client import Client
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.registry.base import Registry
@@ -15,7 +16,7 @@ from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
-from dynamo_grpc.worker import Worker, model_folder
+from dynamo_grpc.worker import Worker, model_of
 
 
 class Mesh:
@@ -64,19 +65,14 @@ class Mesh:
             await task
         return runtime
 
-    async def serve_worker(self, worker: Worker, **options: Any) -> DistributedRuntime:
-        """Start a Worker and serve it; options are as `load_model` takes them."""
+    async def serve_worker(
+        self, worker: Worker, model_path: str | Path | None = None, model_name: str | None = None
+    ) -> DistributedRuntime:
+        """Start a Worker and serve it by an instance of its own; returns its runtime when it is ready."""
         cls = type(worker)
-        given: dict[str, Any] = {
-            "model_name": cls.model_name,
-            "capabilities": cls.capabilities,
-            "model_type": cls.model_type,
-        }
-        given |= {"model_input": cls.model_input, "context_length": cls.context_length} | options
         await worker.start()
-        model = load_model(given.pop("model_path", model_folder(cls)), **given)
         name = f"{cls.namespace}.{cls.component}.{cls.endpoint}"
-        return await self.serve(name, worker.generate, model, gives_dicts=False)
+        return await self.serve(name, worker.generate, model_of(cls, model_path, model_name), gives_dicts=False)
 
     async def client(self, name: str, router_mode: RouterMode = RouterMode.RoundRobin) -> Client:
         """A client with a runtime of its own, when it sees an instance."""

@@ -93,6 +93,11 @@ class ChoiceText:
         self.num_tokens = 0
         self.stop: str | None = None
 
+    @property
+    def has_detokenizer(self) -> bool:
+        """Whether tokens can be shown; else the worker gives text."""
+        return self._detokenizer is not None
+
     def feed_tokens(self, token_ids: Sequence[int]) -> tuple[str, int]:
         """Take tokens; gives the text to show, and how many of the tokens count (fewer when a stop string ended it)."""
         assert self._detokenizer is not None

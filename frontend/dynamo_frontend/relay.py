@@ -112,6 +112,8 @@ class Relay:
         logprobs = delta.logprobs if delta.HasField("logprobs") else None
         if delta.HasField("text"):
             text = choice.feed_text(delta.text)
+        elif not token_ids or not choice.has_detokenizer:
+            text = ""
         else:
             text, count = choice.feed_tokens(token_ids)
             if count < len(token_ids):
