@@ -123,6 +123,14 @@ class DistributedRuntime:
         """Whether any endpoint is served."""
         return self._num_serving > 0
 
+    def enter_serving(self) -> None:
+        """One more endpoint is served: signals then begin a shutdown and cancel nothing."""
+        self._num_serving += 1
+
+    def leave_serving(self) -> None:
+        """One fewer is."""
+        self._num_serving -= 1
+
     async def wait_for_shutdown(self) -> None:
         """Return when `shutdown` was called."""
         await self._shutdown.wait()
@@ -179,7 +187,7 @@ class DistributedRuntime:
         """Serve an endpoint until shutdown; see `Endpoint.serve_endpoint`."""
         normal = Handler(handler)
         model = self._models.get(name)
-        self._num_serving += 1
+        self.enter_serving()
         try:
             await self.start_server()
             served = Served(
@@ -195,7 +203,7 @@ class DistributedRuntime:
             self._is_graceful |= graceful_shutdown
             await self._serve_until_shutdown(name, served, health_check_payload, on_ready)
         finally:
-            self._num_serving -= 1
+            self.leave_serving()
 
     def _instance(self, name: EndpointName, model: Model | None, labels: Mapping[str, str]) -> model_card_pb2.Instance:
         registered_at = timestamp_pb2.Timestamp()

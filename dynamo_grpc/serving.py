@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.records import to_json
-from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.runtime import DistributedRuntime, stop_signals
 from dynamo_grpc.server import CONTROL, INFERENCE, Served, Server
 from dynamo_grpc.v1 import control_pb2_grpc
 
@@ -41,11 +42,15 @@ async def register_server(
         model: as `dynamo_grpc.cards.load_model` takes them: model_name, model_type, capabilities …
 
     Yields:
-        the runtime; the server is in the registry while inside, and stopped at the end.
+        the runtime: wait for its shutdown, which SIGTERM and SIGINT begin. The server is in the registry while inside,
+        and drained at the end.
     """
     name = EndpointName.parse(endpoint)
     loaded = load_model(model_path, **model)
-    async with DistributedRuntime(host=host, port=port, advertise=advertise) as runtime:
+    async with (
+        DistributedRuntime(host=host, port=port, advertise=advertise) as runtime,
+        contextlib.AsyncExitStack() as stack,
+    ):
         own = Server(host, port)
         runtime.set_model(name, loaded)
         served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
@@ -58,6 +63,11 @@ async def register_server(
         values = {name.instance_key(runtime.instance_id): to_json(served.instance)}
         values[name.card_key(runtime.instance_id)] = to_json(loaded.card)
         registration = await runtime.registry.register(values)
+        stack.callback(runtime.leave_serving)
+        runtime.enter_serving()
+        task = asyncio.current_task()
+        assert task is not None
+        stack.enter_context(stop_signals(runtime, task))
         try:
             await registration.wait_registered()
             own.lifecycle.move(State.READY)

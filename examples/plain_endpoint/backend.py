@@ -1,0 +1,30 @@
+"""A model's worker from plain functions: the handler gets a dict of what was asked, and yields token ids."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from dynamo_grpc import DistributedRuntime, ModelInput, ModelType, dynamo_worker, register_llm
+
+MODEL_PATH = os.environ["MODEL_PATH"]  # a folder with tokenizer.json, as downloaded from a model hub
+
+
+async def backwards(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    token_ids = request["token_ids"][::-1]
+    for token_id in token_ids[:-1]:
+        yield {"token_ids": [token_id], "index": 0}
+        await asyncio.sleep(0.01)
+    yield {"token_ids": token_ids[-1:], "index": 0, "finish_reason": "stop"}
+
+
+@dynamo_worker()
+async def main(runtime: DistributedRuntime) -> None:
+    endpoint = runtime.endpoint("dynamo.backwards.generate")
+    await register_llm(ModelInput.Tokens, ModelType.Chat | ModelType.Completions, endpoint, MODEL_PATH, "backwards")
+    print("serving dynamo.backwards.generate", flush=True)
+    await endpoint.serve_endpoint(backwards, health_check_payload={"token_ids": [1]})
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
