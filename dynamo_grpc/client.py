@@ -14,7 +14,15 @@ from typing import Any, Generic, Self
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context, current_context
 from dynamo_grpc.delivery import Delivery, M, OutputStream
-from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, RegistryError, Retry, names
+from dynamo_grpc.errors import (
+    InvalidRequestError,
+    MeshError,
+    NoInstancesError,
+    RegistryError,
+    Retry,
+    WrongInstanceError,
+    names,
+)
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.messages import from_dict, from_value, to_value
 from dynamo_grpc.names import INSTANCES, EndpointName, nearest
@@ -41,14 +49,20 @@ class RoutedStream(Generic[M]):
     Args:
         open_at: opens the request at an instance.
         choose: picks an instance that is not excluded, or raises.
+        mark_gone: is told of instances whose address belongs to another process.
 
     Attributes:
         instance: who serves it now.
     """
 
-    def __init__(self, open_at: Callable[[Live], OutputStream[M]], choose: Callable[[frozenset[int]], Live]) -> None:
+    def __init__(
+        self,
+        open_at: Callable[[Live], OutputStream[M]],
+        choose: Callable[[frozenset[int]], Live],
+        mark_gone: Callable[[int], None],
+    ) -> None:
         self._open_at: Callable[[Live], OutputStream[M]] = open_at
-        self._choose = choose
+        self._choose, self._mark_gone = choose, mark_gone
         self._failed: set[int] = set()
         self._has_output = False
         self._stream: OutputStream[M] = open_at(choose(frozenset()))
@@ -75,6 +89,8 @@ class RoutedStream(Generic[M]):
         if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
             raise error
         self._failed.add(self.instance.instance_id)
+        if isinstance(error, WrongInstanceError):
+            self._mark_gone(self.instance.instance_id)
         if len(self._failed) >= MAX_ATTEMPTS:
             raise error
         try:
@@ -149,6 +165,7 @@ class Router:
         return RoutedStream(
             lambda live: self._delivery.open_generate(live, request, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
+            self.instances.mark_gone,
         )
 
     def call(
@@ -158,6 +175,7 @@ class Router:
         return RoutedStream(
             lambda live: self._delivery.open_call(live, request, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
+            self.instances.mark_gone,
         )
 
 

@@ -175,7 +175,7 @@ class Delivery:
         return self._open(live, live.connection.endpoint.Call, request, context)
 
     def _open(self, live: Live, method: Any, request: Any, context: Context) -> OutputStream[Any]:
-        call = method(request, timeout=context.remaining_s(), metadata=to_metadata(context))
+        call = method(request, timeout=context.remaining_s(), metadata=to_metadata(context, live.instance_id))
         return OutputStream(live, call, context, self._connections, self._tasks)
 
     async def close(self) -> None:

@@ -188,6 +188,26 @@ class DrainingError(MeshError):
     actor = Actor.NOBODY
 
 
+class NotReadyError(MeshError):
+    """The worker is still starting."""
+
+    reason = "NOT_READY"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.ELSEWHERE
+    actor = Actor.NOBODY
+
+
+class WrongInstanceError(MeshError):
+    """Another process answers at the address: the instance that was meant is gone."""
+
+    reason = "WRONG_INSTANCE"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 503
+    retry = Retry.ELSEWHERE
+    actor = Actor.NOBODY
+
+
 class InstanceLostError(MeshError):
     """The worker, or the connection to it, broke."""
 

@@ -38,6 +38,7 @@ class InstanceSet:
     ) -> None:
         self._view, self._connections, self._accepts = view, connections, accepts
         self._live: dict[int, Live] = {}
+        self._gone: set[int] = set()
         self._waiters: list[asyncio.Future[None]] = []
         view.subscribe(self.refresh)
         connections.subscribe(self._wake)
@@ -45,6 +46,7 @@ class InstanceSet:
     def refresh(self) -> None:
         """Compare with the view, by id and by value."""
         found = {i.instance_id: i for i in read_instances(self._view.entries.values()) if self._accepts(i)}
+        self._gone &= found.keys()
         for gone in self._live.keys() - found.keys():
             self._connections.release(self._live.pop(gone).connection)
         for instance_id, instance in found.items():
@@ -63,7 +65,12 @@ class InstanceSet:
 
     def routable(self, excluded: frozenset[int] = frozenset()) -> list[Live]:
         """Those that can be called now, without the excluded ones."""
-        return [live for live in self.all() if live.connection.is_up and live.instance_id not in excluded]
+        hidden = excluded | self._gone
+        return [live for live in self.all() if live.connection.is_up and live.instance_id not in hidden]
+
+    def mark_gone(self, instance_id: int) -> None:
+        """Another process answers at its address: leave it out until the registry forgets it."""
+        self._gone.add(instance_id)
 
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""

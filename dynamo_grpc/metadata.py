@@ -9,12 +9,14 @@ from dynamo_grpc.context import Context
 from dynamo_grpc.telemetry import inject
 
 REQUEST_ID = "x-request-id"
+#: Which instance is meant: an address may belong to another process by now.
+INSTANCE_ID = "x-instance-id"
 CONTEXT_PREFIX = "x-context-"
 
 
-def to_metadata(context: Context) -> tuple[tuple[str, str], ...]:
-    """What a call made under `context` sends."""
-    entries = {REQUEST_ID: printable(context.id()), **inject()}
+def to_metadata(context: Context, instance_id: int) -> tuple[tuple[str, str], ...]:
+    """What a call made under `context` sends to an instance."""
+    entries = {REQUEST_ID: printable(context.id()), INSTANCE_ID: f"{instance_id:016x}", **inject()}
     for key, value in context.metadata.items():
         entries[CONTEXT_PREFIX + key.lower()] = urllib.parse.quote(value)
     return tuple(entries.items())

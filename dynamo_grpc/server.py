@@ -31,7 +31,9 @@ from dynamo_grpc.errors import (
     HandlerOutputError,
     MeshError,
     ModelNotFoundError,
+    NotReadyError,
     RequestCancelledError,
+    WrongInstanceError,
     from_exception,
     names,
     status_code,
@@ -41,7 +43,7 @@ from dynamo_grpc.generation import Generation
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.messages import from_value, to_dict, to_value
-from dynamo_grpc.metadata import REQUEST_ID, printable, to_context
+from dynamo_grpc.metadata import INSTANCE_ID, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
 from dynamo_grpc.telemetry import headers, server_span
 from dynamo_grpc.v1 import (
@@ -228,6 +230,17 @@ class Server:
             param="endpoint",
         )
 
+    def _refuse(self, wanted_instance: str | None) -> MeshError | None:
+        """Why no request is taken now, if none is."""
+        if self.lifecycle.state in (State.DRAINING, State.STOPPED):
+            return DrainingError("this worker is draining: try another instance")
+        if self.lifecycle.state is State.STARTING and not self.served:
+            return NotReadyError("this worker is starting: try another instance")
+        ours = {f"{served.instance.instance_id:016x}" for served in self.served.values()}
+        if wanted_instance and wanted_instance not in ours:
+            return WrongInstanceError(f"instance {wanted_instance} is gone, another process has its address")
+        return None
+
     # -- one request --------------------------------------------------------------------------------------------------
 
     async def _serve(
@@ -240,8 +253,8 @@ class Server:
         """Run one request: what `work` yields is written, what it raises becomes the call's status."""
         metadata = headers(tuple(call.invocation_metadata() or ()))
         context = to_context(metadata, request_id, call.time_remaining())
-        if self.lifecycle.state in (State.DRAINING, State.STOPPED):
-            await abort(call, DrainingError("this worker is draining: try another instance"), context)
+        if refused := self._refuse(metadata.get(INSTANCE_ID)):
+            await abort(call, refused, context)
         key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
         self.requests[key] = context
         call.set_trailing_metadata(((REQUEST_ID, printable(context.id())),))

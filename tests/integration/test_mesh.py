@@ -621,3 +621,25 @@ def to_json(message: Any) -> bytes:
     from dynamo_grpc.records import to_json as convert
 
     return convert(message)
+
+
+async def test_another_process_at_an_old_address_is_not_taken_for_the_instance(mesh: Mesh) -> None:
+    """A killed worker's lease stands for seconds; who gets its port meanwhile may be anybody."""
+    other = mesh.runtime()
+    await other.start_server()  # starting: nothing is served yet
+    good = await mesh.serve(NAME, echo)
+    stale = await mesh.serve("test.other.generate", echo)
+    from dynamo_grpc.names import EndpointName
+
+    name = EndpointName.parse(NAME)
+    for instance_id, address in ((5, f"127.0.0.1:{other.server.port}"), (6, f"127.0.0.1:{stale.server.port}")):
+        instance = good.server.served[NAME].instance
+        copy = type(instance)()
+        copy.CopyFrom(instance)
+        copy.instance_id, copy.address = instance_id, address
+        await mesh.registry.register({name.instance_key(instance_id): to_json(copy)})
+    client = await mesh.client(NAME)
+    await eventually(lambda: len(client.instance_ids()) == 3)
+    for _ in range(9):
+        assert await collect(await client.generate(["a"])) == ["a"]
+    assert sorted(client.instance_ids()) == [5, good.instance_id]  # 6 is known to be somebody else

@@ -20,6 +20,8 @@ TABLE = [
     (errors.OverloadedError, "RESOURCE_EXHAUSTED", 503, Retry.LATER),
     (errors.NoInstancesError, "UNAVAILABLE", 503, Retry.LATER),
     (errors.DrainingError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
+    (errors.NotReadyError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
+    (errors.WrongInstanceError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
     (errors.InstanceLostError, "UNAVAILABLE", 503, Retry.MIGRATE),
     (errors.EngineShutdown, "UNAVAILABLE", 503, Retry.MIGRATE),
     (errors.RegistryError, "UNAVAILABLE", 503, Retry.LATER),
