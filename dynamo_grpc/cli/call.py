@@ -24,9 +24,21 @@ Examples:
 )
 @click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT")
 @click.argument("request_json", metavar="[JSON]", default="null")
-@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), help="Seconds the request may take.")
 @click.option(
-    "--wait-s", default=5.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for an instance."
+    "--timeout-s",
+    envvar="DYN_TIMEOUT_S",
+    show_envvar=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds the request may take.",
+)
+@click.option(
+    "--wait-s",
+    envvar="DYN_WAIT_S",
+    show_envvar=True,
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for an instance.",
 )
 @static_option
 @log_option

@@ -19,7 +19,9 @@ _COLUMNS = ("endpoint", "instance", "address", "model", "state", "requests")
 
 
 @click.command(cls=MeshCommand)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, an object a line.")
+@click.option(
+    "--json", "as_json", envvar="DYN_JSON", show_envvar=True, is_flag=True, help="Print JSON, an object a line."
+)
 @static_option
 @log_option
 def ps(as_json: bool, static: str, log_level: str) -> None:

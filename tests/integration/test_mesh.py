@@ -578,7 +578,7 @@ async def test_plain_stubs_get_the_same_with_details(mesh: Mesh) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.GenerateOnce(wrong, metadata=(("x-request-id", "my-id"),))
             assert isinstance(from_rpc_error(caught.value), cls)
-            assert dict(caught.value.trailing_metadata())["x-request-id"] == "my-id"  # type: ignore[arg-type]
+            assert dict(list(caught.value.trailing_metadata()))["x-request-id"] == "my-id"  # type: ignore[arg-type]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async for _ in endpoint_pb2_grpc.EndpointStub(channel).Call(
                 endpoint_pb2.CallRequest(endpoint="test.backend.genrate")

@@ -1,0 +1,94 @@
+"""What the documentation shows, is: examples are run, links lead somewhere, flags exist."""
+
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dynamo_grpc.cli import main
+
+from ..conftest import ROOT, Process
+from .test_up import Up
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_readmes_worker_is_the_example_that_is_run() -> None:
+    assert blocks(ROOT / "README.md", "python") == [(ROOT / "examples" / "worker" / "shout.py").read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_documentation_is_python(page: Path) -> None:
+    for block in blocks(page, "python"):
+        wrapped = "async def page():\n" + "".join(f"    {line}\n" for line in block.splitlines())
+        ast.parse(block if "\nasync with" not in block and not block.startswith("client =") else wrapped)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readmes_commands_work(cli: Callable[..., Process]) -> None:
+    up = Up(cli)
+    up.wait_ready()
+    text = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"^curl .*$", text, re.MULTILINE)
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("curl is missing")
+    words = shlex.split(command.replace("localhost:8000", f"127.0.0.1:{up.http}"))
+    out = subprocess.run([curl, "-s", *words[1:]], capture_output=True, text=True, timeout=30).stdout
+    assert out.endswith("data: [DONE]\n\n")
+    assert out.count("chat.completion.chunk") > 64
+
+
+@pytest.mark.full
+def test_the_readmes_grpcurl_works(cli: Callable[..., Process], tool: Callable[[str], str]) -> None:
+    up = Up(cli)
+    up.wait_ready()
+    (command,) = re.findall(r"^grpcurl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    words = shlex.split(command.replace("localhost:9000", f"127.0.0.1:{up.port}"))
+    done = subprocess.run([tool("grpcurl"), *words[1:]], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("token_ids") == 8
+
+
+def test_every_command_has_help_with_variables() -> None:
+    runner = CliRunner()
+    names = ["call", "chat", "frontend", "ps", "registry", "up", "worker"]
+    listed = runner.invoke(main, ["--help"]).output
+    for name in names:
+        assert f"  {name} " in listed
+        shown = runner.invoke(main, [name, "--help"])
+        assert shown.exit_code == 0
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert str(option.envvar).startswith("DYN_"), (name, option.name)
+                assert option.help, (name, option.name)
+
+
+def test_the_makefiles_help_names_its_targets() -> None:
+    out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "run", "test", "test-full", "check", "proto", "bench", "clean"):
+        assert re.search(rf"^{target} ", out, re.MULTILINE)
