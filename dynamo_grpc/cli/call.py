@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, registry_from, static_option
+from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, registry_from, static_option
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import InvalidRequestError
 from dynamo_grpc.names import EndpointName
@@ -24,22 +24,8 @@ Examples:
 )
 @click.argument("endpoint", metavar="NAMESPACE.COMPONENT.ENDPOINT")
 @click.argument("request_json", metavar="[JSON]", default="null")
-@click.option(
-    "--timeout-s",
-    envvar="DYN_TIMEOUT_S",
-    show_envvar=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Seconds the request may take.",
-)
-@click.option(
-    "--wait-s",
-    envvar="DYN_WAIT_S",
-    show_envvar=True,
-    default=5.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Seconds to wait for an instance.",
-)
+@option("--timeout-s", "Seconds the request may take.", type=click.FloatRange(0, min_open=True))
+@option("--wait-s", "Seconds to wait for an instance.", default=5.0, type=click.FloatRange(0))
 @static_option
 @log_option
 def call(endpoint: str, request_json: str, timeout_s: float | None, wait_s: float, static: str, log_level: str) -> None:

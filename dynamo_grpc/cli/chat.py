@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from dynamo_grpc.cli.options import MeshCommand
+from dynamo_grpc.cli.options import MeshCommand, option
 
 
 class ChatClient:
@@ -78,16 +78,9 @@ Examples:
   dynamo-grpc chat
   dynamo-grpc chat --url http://gpu-box:8000 --model my-model --system "Answer briefly." """,
 )
-@click.option(
-    "--url",
-    envvar="DYN_URL",
-    default="http://localhost:8000",
-    show_default=True,
-    show_envvar=True,
-    help="The frontend.",
-)
-@click.option("--model", envvar="DYN_CHAT_MODEL", show_envvar=True, help="Model to talk to; the first one by default.")
-@click.option("--system", envvar="DYN_CHAT_SYSTEM", default="", show_envvar=True, help="System message.")
+@option("--url", "The frontend.", default="http://localhost:8000")
+@option("--model", "Model to talk to; the first one by default.", envvar="DYN_CHAT_MODEL")
+@option("--system", "System message.", envvar="DYN_CHAT_SYSTEM", default="")
 def chat(url: str, model: str | None, system: str) -> None:
     """Chat in the terminal. Ctrl-C stops an answer, Ctrl-D ends the chat."""
     client = ChatClient(url)

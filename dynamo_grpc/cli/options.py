@@ -14,26 +14,42 @@ from dynamo_grpc.errors import MeshError
 from dynamo_grpc.names import nearest
 from dynamo_grpc.registry.base import Registry
 from dynamo_grpc.registry.static import StaticRegistry
+from dynamo_grpc.routing import RouterMode
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-log_option = click.option(
-    "--log-level",
-    envvar="DYN_LOG",
-    default="info",
-    show_default=True,
-    show_envvar=True,
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    help="What is logged, to standard error.",
+
+def option(flag: str, text: str, *names: str, envvar: str = "", **kwargs: Any) -> Callable[[_F], _F]:
+    """A flag with its variable, `DYN_` and the flag's name unless said otherwise, and its default in the help."""
+    variable = envvar or "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
+    shows_default = kwargs.get("default") not in (None, "")
+    return click.option(
+        flag, *names, envvar=variable, show_envvar=True, show_default=shows_default, help=text, **kwargs
+    )
+
+
+router_mode_option = option(
+    "--router-mode",
+    "How requests are spread; direct: the header x-worker-instance-id names the instance.",
+    default=RouterMode.RoundRobin.value,
+    type=click.Choice([mode.value for mode in RouterMode]),
 )
 
-static_option = click.option(
+PORT = click.IntRange(0, 65535)
+
+log_option = option(
+    "--log-level",
+    "What is logged, to standard error.",
+    envvar="DYN_LOG",
+    default="info",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+
+static_option = option(
     "--static",
-    envvar="DYN_STATIC",
+    "Workers at known addresses, without a registry.",
     default="",
-    show_envvar=True,
     metavar="HOST:PORT,…|@FILE|dns:NAME:PORT",
-    help="Workers at known addresses, without a registry.",
 )
 
 

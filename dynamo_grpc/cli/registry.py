@@ -7,7 +7,7 @@ import signal
 
 import click
 
-from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option
+from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_option, option
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 
 
@@ -18,14 +18,12 @@ Example:
   dynamo-grpc registry --port 2379
   etcdctl --endpoints localhost:2379 get --prefix /dynamo_grpc""",
 )
-@click.option(
+@option(
     "--port",
+    "Port to listen on, on 127.0.0.1; 0 takes a free one.",
     envvar="DYN_REGISTRY_PORT",
     default=2379,
-    show_default=True,
-    show_envvar=True,
-    type=click.IntRange(0, 65535),
-    help="Port to listen on, on 127.0.0.1; 0 takes a free one.",
+    type=PORT,
 )
 @log_option
 def registry(port: int, log_level: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from dynamo_grpc.cli.chat import ChatClient
-from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option
+from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, router_mode_option
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 
@@ -42,67 +42,15 @@ Examples:
   dynamo-grpc up --model my_worker.py --workers 3
   ETCD_ENDPOINTS=etcd:2379 dynamo-grpc up""",
 )
-@click.option(
-    "--model",
-    envvar="DYN_MODEL",
-    default="tiny",
-    show_default=True,
-    show_envvar=True,
-    metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]",
-    help="Worker to run.",
+@option("--model", "Worker to run.", default="tiny", metavar="NAME|MODULE:CLASS|FILE.py[:CLASS]")
+@option("--workers", "How many of it, on ports from --port on.", default=1, type=click.IntRange(1, 64))
+@option("--http-port", "Port of the frontend.", default=8000, type=_PORT)
+@option("--port", "gRPC port of the first worker.", default=9000, type=_PORT)
+@option(
+    "--registry-port", "Port of the embedded registry; unused when ETCD_ENDPOINTS is set.", default=2379, type=_PORT
 )
-@click.option(
-    "--workers",
-    envvar="DYN_WORKERS",
-    default=1,
-    show_default=True,
-    show_envvar=True,
-    type=click.IntRange(1, 64),
-    help="How many of it, on ports from --port on.",
-)
-@click.option(
-    "--http-port",
-    envvar="DYN_HTTP_PORT",
-    default=8000,
-    show_default=True,
-    show_envvar=True,
-    type=_PORT,
-    help="Port of the frontend.",
-)
-@click.option(
-    "--port",
-    envvar="DYN_PORT",
-    default=9000,
-    show_default=True,
-    show_envvar=True,
-    type=_PORT,
-    help="gRPC port of the first worker.",
-)
-@click.option(
-    "--registry-port",
-    envvar="DYN_REGISTRY_PORT",
-    default=2379,
-    show_default=True,
-    show_envvar=True,
-    type=_PORT,
-    help="Port of the embedded registry; unused when ETCD_ENDPOINTS is set.",
-)
-@click.option(
-    "--router-mode",
-    envvar="DYN_ROUTER_MODE",
-    default="round-robin",
-    show_default=True,
-    show_envvar=True,
-    help="As for `frontend`.",
-)
-@click.option(
-    "--ask",
-    envvar="DYN_ASK",
-    default="",
-    show_envvar=True,
-    metavar="TEXT",
-    help="Ask this when all is ready, and show the answer as it streams.",
-)
+@router_mode_option
+@option("--ask", "Ask this when all is ready, and show the answer as it streams.", default="", metavar="TEXT")
 @log_option
 def up(**options: Any) -> None:
     """Run registry, workers and frontend on this machine, until Ctrl-C."""

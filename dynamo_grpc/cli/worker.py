@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option
+from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_option, option
 from dynamo_grpc.errors import ConfigurationError, names
 from dynamo_grpc.names import nearest
 from dynamo_grpc.server import Served
@@ -23,20 +23,15 @@ from dynamo_grpc.worker import Worker, WorkerSettings, serve_worker
 WORKERS = "dynamo_grpc.workers"
 
 
-def _option(flag: str, text: str, **kwargs: Any) -> Any:
-    name = "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
-    return click.option(flag, envvar=name, show_envvar=True, help=text, **kwargs)
-
-
 _OPTIONS = (
-    _option("--port", "gRPC port; 0 takes a free one.", default=0, show_default=True, type=click.IntRange(0, 65535)),
-    _option("--host", "Address to listen on.", default="127.0.0.1", show_default=True),
-    _option("--advertise", "Address that others reach it at.", default="", metavar="HOST[:PORT]"),
-    _option("--namespace", "Namespace of its endpoint."),
-    _option("--component", "Component of its endpoint."),
-    _option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
-    _option("--model-name", "Name that clients ask for."),
-    _option(
+    option("--port", "gRPC port; 0 takes a free one.", default=0, type=PORT),
+    option("--host", "Address to listen on.", default="127.0.0.1"),
+    option("--advertise", "Address that others reach it at.", default="", metavar="HOST[:PORT]"),
+    option("--namespace", "Namespace of its endpoint."),
+    option("--component", "Component of its endpoint."),
+    option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
+    option("--model-name", "Name that clients ask for."),
+    option(
         "--system-port",
         "HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none.",
         type=click.IntRange(-1, 65535),
@@ -52,8 +47,8 @@ Examples:
 
 
 def _add_options(command: Any) -> Any:
-    for option in reversed(_OPTIONS):
-        command = option(command)
+    for add in reversed(_OPTIONS):
+        command = add(command)
     return command
 
 

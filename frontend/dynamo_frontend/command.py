@@ -11,72 +11,44 @@ import uvicorn
 
 from dynamo_frontend.app import Frontend, FrontendSettings
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
-from dynamo_grpc.cli.options import configure_logging, log_option, registry_from
+from dynamo_grpc.cli.options import (
+    PORT,
+    MeshCommand,
+    configure_logging,
+    log_option,
+    option,
+    registry_from,
+    router_mode_option,
+    static_option,
+)
 
 
 @click.command(
+    cls=MeshCommand,
     epilog="""\b
 Examples:
   dynamo-grpc frontend
   ETCD_ENDPOINTS=etcd-0:2379,etcd-1:2379 dynamo-grpc frontend --host 0.0.0.0 --router-mode least-loaded
   dynamo-grpc frontend --static 127.0.0.1:9000,127.0.0.1:9001
-  dynamo-grpc frontend --static dns:workers.default.svc:9000"""
+  dynamo-grpc frontend --static dns:workers.default.svc:9000""",
 )
-@click.option(
-    "--host",
-    envvar="DYN_HTTP_HOST",
-    default="127.0.0.1",
-    show_default=True,
-    show_envvar=True,
-    help="Address to listen on.",
-)
-@click.option(
-    "--http-port",
-    envvar="DYN_HTTP_PORT",
-    default=8000,
-    show_default=True,
-    show_envvar=True,
-    type=click.IntRange(0, 65535),
-    help="Port to listen on; 0 takes a free one.",
-)
-@click.option(
-    "--namespace", envvar="DYN_NAMESPACE", default="", show_envvar=True, help="Serve only models of this namespace."
-)
-@click.option(
-    "--static",
-    "static",
-    envvar="DYN_STATIC",
-    default="",
-    show_envvar=True,
-    metavar="HOST:PORT,…|@FILE|dns:NAME:PORT",
-    help="Workers at known addresses, without a registry.",
-)
-@click.option(
-    "--router-mode",
-    envvar="DYN_ROUTER_MODE",
-    default=RouterMode.RoundRobin.value,
-    show_default=True,
-    show_envvar=True,
-    type=click.Choice([mode.value for mode in RouterMode]),
-    help="How requests are spread. direct: the header x-worker-instance-id names the instance.",
-)
-@click.option(
+@option("--host", "Address to listen on.", envvar="DYN_HTTP_HOST", default="127.0.0.1")
+@option("--http-port", "Port to listen on; 0 takes a free one.", default=8000, type=PORT)
+@option("--namespace", "Serve only models of this namespace.", default="")
+@static_option
+@router_mode_option
+@option(
     "--max-body-mb",
+    "Largest request body, in MiB.",
     envvar="DYN_HTTP_BODY_LIMIT_MB",
     default=64,
-    show_default=True,
-    show_envvar=True,
     type=click.IntRange(1),
-    help="Largest request body, in MiB.",
 )
-@click.option(
+@option(
     "--instance-wait-s",
-    envvar="DYN_INSTANCE_WAIT_S",
+    "How long a request for a known model waits for an instance.",
     default=10.0,
-    show_default=True,
-    show_envvar=True,
     type=click.FloatRange(0),
-    help="How long a request for a known model waits for an instance.",
 )
 @log_option
 def frontend(**options: Any) -> None:
