@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
-from dynamo_grpc import InvalidRequestError
+from dynamo_grpc import InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 from dynamo_grpc.validation import check_length, check_request
 
@@ -33,12 +33,11 @@ _COMPLETION_TOKENS = 16
 async def prepare_chat(request: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
     """The request to send for a chat; checked."""
     assert model.preparation is not None
-    message = _common(request)
+    message = _common(request, model)
     limit = request.max_completion_tokens or request.max_tokens
     messages = [m.model_dump(exclude_none=True) for m in request.messages]
     for index, turn in enumerate(messages):
-        if turn.get("content") is None and turn["role"] != "assistant":
-            raise InvalidRequestError("the message has no content", param=f"messages.{index}.content")
+        _check_content(turn, f"messages.{index}.content")
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
         message.messages.extend(_to_message(turn) for turn in messages)
     else:
@@ -54,7 +53,7 @@ async def prepare_chat(request: ChatRequest, model: Model) -> inference_pb2.Prep
 async def prepare_completion(request: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
     """The request to send for a completion; checked."""
     assert model.preparation is not None
-    message = _common(request)
+    message = _common(request, model)
     if not request.prompt:
         raise InvalidRequestError("the prompt is empty", param="prompt")
     if isinstance(request.prompt, list):
@@ -72,16 +71,21 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> infere
 
 async def tokenize(tokenizer: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
     """Token ids of a text; long texts leave the event loop to others (the tokenizer lets go of the GIL)."""
-    if tokenizer is None:
-        raise InvalidRequestError("this model has no tokenizer here: send token ids", param="model")
+    assert tokenizer is not None
     if len(text) < _LONG_CHARS:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
     encoded = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     return encoded.ids
 
 
-def _common(request: Sampling) -> inference_pb2.PreprocessedRequest:
+def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedRequest:
     request.check_refused()
+    takes_tokens = model.card.model_input != model_card_pb2.MODEL_INPUT_TEXT
+    if takes_tokens and (model.preparation is None or model.preparation.tokenizer is None):
+        raise UnsupportedError(
+            f"model {model.card.name!r} brings no tokenizer: it can be asked over gRPC alone, with token ids",
+            param="model",
+        )
     message = inference_pb2.PreprocessedRequest()
     for name in _SAMPLING:
         value = getattr(request, name)
@@ -133,14 +137,21 @@ def _finish(
     return message
 
 
+def _check_content(turn: dict[str, Any], where: str) -> None:
+    content = turn.get("content")
+    if content is None and turn["role"] != "assistant":
+        raise InvalidRequestError("the message has no content", param=where)
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if part["type"] != "text":
+            raise UnsupportedError(f"content of type {part['type']!r} is not supported here", param=f"{where}.{number}")
+        if part.get("text") is None:
+            raise InvalidRequestError("the part has no text", param=f"{where}.{number}.text")
+
+
 def _to_message(turn: dict[str, Any]) -> inference_pb2.ChatMessage:
     message = inference_pb2.ChatMessage(role=turn["role"], name=turn.get("name", ""))
     content = turn.get("content") or ()
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    for index, part in enumerate(parts):
-        if part["type"] != "text":
-            raise InvalidRequestError(
-                f"content of type {part['type']!r} is not supported here", param=f"messages.content.{index}"
-            )
+    for part in parts:
         message.content.add(text=inference_pb2.TextContent(text=part["text"]))
     return message

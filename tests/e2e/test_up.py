@@ -332,6 +332,21 @@ def test_settings_by_environment(cli: Start) -> None:
     assert json.load(caught.value)["endpoints"] == {"dynamo.backend.generate": "notready"}
 
 
+def test_the_hello_world_worker(cli: Start) -> None:
+    port = free_port()
+    env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "HELLO_DELAY_S": "0.01"}
+    cli("registry", "--port", str(port)).wait_for("ready")
+    worker = cli("worker", "hello_world", env=env)
+    call = cli("call", "hello_world.backend.generate", '"world,sun"', env=env)
+    assert call.wait() == 0
+    assert call.output == '"Hello world!"\n"Hello sun!"\n'
+    wrong = cli("call", "hello_world.backend.genrate", "--wait-s", "0.5", env=env)
+    assert wrong.wait() == 1
+    assert "did you mean 'hello_world.backend.generate'" in " ".join(wrong.output.split())
+    worker.signal(signal.SIGINT)
+    assert worker.wait() == 0
+
+
 def test_chat_in_the_terminal(cli: Start) -> None:
     """Ctrl-C stops an answer and not the chat."""
     import pty

@@ -189,6 +189,13 @@ async def test_unknown_fields_are_tolerated_and_named(front: Front) -> None:
         ({"top_p": 2}, 400, "top_p", "at most 1"),
         ({"max_tokens": -3}, 400, "max_tokens", "greater than or equal to 1"),
         ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "no content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages.0.content.0.text", "no text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            400,
+            "messages.0.content.0",
+            "'image_url' is not supported",
+        ),
         ({"messages": []}, 400, "messages", "at least 1"),
         ({"messages": [{"role": "user", "content": "sea " * 9000}]}, 400, "token_ids", "8192"),
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias", "vocabulary"),
@@ -422,6 +429,16 @@ async def test_a_worker_that_takes_text(mesh: Mesh, front: Front) -> None:
     assert done.choices[0].text == "TELL ME MORE "
     assert done.usage is not None
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 2)
+
+
+async def test_a_model_without_a_tokenizer_is_for_grpc(mesh: Mesh, front: Front) -> None:
+    async def handler(request: Any) -> AsyncIterator[int]:
+        yield 5
+
+    await mesh.serve("ids.backend.generate", handler, load_model(None, "ids"))
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    error = await front.error({"model": "ids", "prompt": [1]}, 400, "/v1/completions")
+    assert "brings no tokenizer" in error["message"]
 
 
 async def test_metrics_and_documentation(front: Front) -> None:

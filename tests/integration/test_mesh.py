@@ -643,3 +643,58 @@ async def test_another_process_at_an_old_address_is_not_taken_for_the_instance(m
     for _ in range(9):
         assert await collect(await client.generate(["a"])) == ["a"]
     assert sorted(client.instance_ids()) == [5, good.instance_id]  # 6 is known to be somebody else
+
+
+# -- the server ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_servicer_of_ones_own_beside_ours(mesh: Mesh) -> None:
+    async def shout(request: bytes, context: Any) -> bytes:
+        return request.upper()
+
+    method = grpc.unary_unary_rpc_method_handler(shout)
+    handler = grpc.method_handlers_generic_handler("my.package.Shout", {"Shout": method})
+    runtime = mesh.runtime()
+    runtime.server.add_servicer(lambda server: server.add_generic_rpc_handlers((handler,)), "my.package.Shout")
+    serving = asyncio.ensure_future(runtime.endpoint(NAME).serve_endpoint(echo))
+    client = await mesh.client(NAME)
+    assert await collect(await client.generate([1])) == [1]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{runtime.server.port}") as channel:
+        assert await channel.unary_unary("/my.package.Shout/Shout")(b"hey") == b"HEY"
+    runtime.shutdown()
+    await serving
+
+
+async def test_a_proxy_in_the_environment_is_not_asked(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    await mesh.serve(NAME, echo)
+    assert await collect(await (await mesh.client(NAME)).generate([1])) == [1]
+
+
+async def test_load_is_told_when_it_changes(mesh: Mesh) -> None:
+    endless = Endless(silent=True)
+    runtime = await mesh.serve(NAME, endless.generate)
+    client = await mesh.client(NAME)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{runtime.server.port}") as channel:
+        request = control_pb2.WatchLoadRequest()
+        request.min_interval.FromMilliseconds(10)
+        loads = control_pb2_grpc.ControlStub(channel).WatchLoad(request)
+        assert (await loads.read()).num_running == 0
+        reading = asyncio.ensure_future(collect(await client.generate(None)))
+        assert (await loads.read()).num_running == 1
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert (await loads.read()).num_running == 0
+        loads.cancel()
+
+
+@pytest.mark.full
+async def test_a_stream_that_is_silent_for_45_s_lives(mesh: Mesh) -> None:
+    async def slow(request: Any) -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(45)
+        yield 2
+
+    await mesh.serve(NAME, slow)
+    assert await collect(await (await mesh.client(NAME)).generate(None)) == [1, 2]
