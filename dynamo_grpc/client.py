@@ -6,8 +6,10 @@ A request whose attempt fails before its first output goes to another instance: 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
 
@@ -49,6 +51,7 @@ class RoutedStream(Generic[M]):
     Args:
         open_at: opens the request at an instance.
         choose: picks an instance that is not excluded, or raises.
+        choose_later: the same, after a failure; it may wait for one.
         mark_gone: is told of instances whose address belongs to another process.
 
     Attributes:
@@ -59,10 +62,11 @@ class RoutedStream(Generic[M]):
         self,
         open_at: Callable[[Live], OutputStream[M]],
         choose: Callable[[frozenset[int]], Live],
+        choose_later: Callable[[frozenset[int]], Awaitable[Live]],
         mark_gone: Callable[[int], None],
     ) -> None:
         self._open_at: Callable[[Live], OutputStream[M]] = open_at
-        self._choose, self._mark_gone = choose, mark_gone
+        self._choose_later, self._mark_gone = choose_later, mark_gone
         self._failed: set[int] = set()
         self._has_output = False
         self._stream: OutputStream[M] = open_at(choose(frozenset()))
@@ -80,12 +84,12 @@ class RoutedStream(Generic[M]):
             try:
                 message = await self._stream.__anext__()
             except MeshError as error:
-                self._go_elsewhere(error)
+                await self._go_elsewhere(error)
                 continue
             self._has_output = True
             return message
 
-    def _go_elsewhere(self, error: MeshError) -> None:
+    async def _go_elsewhere(self, error: MeshError) -> None:
         if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
             raise error
         self._failed.add(self.instance.instance_id)
@@ -94,7 +98,7 @@ class RoutedStream(Generic[M]):
         if len(self._failed) >= MAX_ATTEMPTS:
             raise error
         try:
-            live = self._choose(frozenset(self._failed))
+            live = await self._choose_later(frozenset(self._failed))
         except MeshError:
             raise error from None
         self._stream = self._open_at(live)
@@ -117,12 +121,18 @@ class Router:
 
     Args:
         describe: what the set is, for the error when it is empty.
+        wait_s: how long a request that failed before its first output waits for another instance.
     """
 
     def __init__(
-        self, instances: InstanceSet, delivery: Delivery, describe: str, rng: random.Random | None = None
+        self,
+        instances: InstanceSet,
+        delivery: Delivery,
+        describe: str,
+        wait_s: float = 0.0,
+        rng: random.Random | None = None,
     ) -> None:
-        self.instances, self._delivery, self._describe = instances, delivery, describe
+        self.instances, self._delivery, self._describe, self._wait_s = instances, delivery, describe, wait_s
         self._rng = rng or random.Random()
         self._policies: dict[RouterMode, Policy | None] = {}
 
@@ -154,6 +164,18 @@ class Router:
         chosen = policy.choose([Candidate(i, live.connection.num_inflight) for i, live in routable.items()])
         return routable[chosen.instance_id]
 
+    async def _choose_later(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
+        """Pick an instance after a failure; while there is none, wait for one."""
+        end = time.monotonic() + self._wait_s
+        while True:
+            try:
+                return self.choose(mode, instance_id, excluded)
+            except NoInstancesError:
+                if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.instances.wait_changed(), left_s)
+
     def generate(
         self,
         request: inference_pb2.PreprocessedRequest,
@@ -165,6 +187,7 @@ class Router:
         return RoutedStream(
             lambda live: self._delivery.open_generate(live, request, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
+            lambda excluded: self._choose_later(mode, instance_id, excluded),
             self.instances.mark_gone,
         )
 
@@ -175,6 +198,7 @@ class Router:
         return RoutedStream(
             lambda live: self._delivery.open_call(live, request, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
+            lambda excluded: self._choose_later(mode, instance_id, excluded),
             self.instances.mark_gone,
         )
 
@@ -276,6 +300,7 @@ class Client:
         self.name = name
         self._registry = registry
         self._mode = router_mode
+        self._is_closed = False
         self._view = View.start(registry, name.instances_prefix)
         self._instances = InstanceSet(self._view, connections)
         self._router = Router(self._instances, delivery, f"endpoint {name}")
@@ -379,9 +404,11 @@ class Client:
         return ResponseStream(stream, annotated=annotated)
 
     async def close(self) -> None:
-        """Stop watching."""
-        self._instances.close()
-        await self._view.close()
+        """Stop watching. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._instances.close()
+            await self._view.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -91,7 +91,7 @@ class Connections:
     def release(self, connection: Connection) -> None:
         """Give a connection back; it is closed when nobody has it any more."""
         connection.num_users -= 1
-        if connection.num_users == 0:
+        if connection.num_users == 0 and self._by_address.get(connection.address) is connection:
             del self._by_address[connection.address]
             task = asyncio.get_running_loop().create_task(connection.close())
             self._closing.add(task)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,7 +17,17 @@ from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 if TYPE_CHECKING:
     from dynamo_grpc.server import Server
 
+logger = logging.getLogger(__name__)
+
 _PIECE_BYTES = 256 * 1024
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError:
+        logger.exception("a file of a model card is gone")
+        return None
 
 
 class ControlServicer(control_pb2_grpc.ControlServicer):
@@ -36,11 +48,11 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
 
     async def GetFile(self, request: control_pb2.GetFileRequest, context: Any) -> None:  # type: ignore[override]
         path = next((s.files[request.sha256] for s in self._server.served.values() if request.sha256 in s.files), None)
-        if path is None:
+        data = await asyncio.to_thread(_read, path)
+        if data is None:
             error = FileNotKnownError(f"no file with SHA-256 {request.sha256!r} belongs to a model card of this worker")
             await context.abort(status_code(error), error.message, ((DETAILS_KEY, status_details(error)),))
             raise AssertionError("abort raises")
-        data = await asyncio.to_thread(path.read_bytes)
         for start in range(0, max(1, len(data)), _PIECE_BYTES):
             await context.write(control_pb2.GetFileResponse(data=data[start : start + _PIECE_BYTES]))
 

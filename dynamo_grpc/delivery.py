@@ -20,7 +20,7 @@ from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError, from_rpc_error
 from dynamo_grpc.instances import Live
-from dynamo_grpc.metadata import to_metadata
+from dynamo_grpc.metadata import printable, to_metadata
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)
@@ -91,10 +91,17 @@ class OutputStream(Generic[M]):
         self._call.cancel()
 
     async def _send_stop(self) -> None:
+        request = control_pb2.StopRequest(request_id=printable(self._context.id()))
         try:
-            request = control_pb2.StopRequest(request_id=self._context.id())
-            await self._connection.control.Stop(request, timeout=GENTLE_S)
-        except grpc.aio.AioRpcError:
+            async with asyncio.timeout(GENTLE_S):
+                wait_s = 0.01
+                while not self._call.done():
+                    answer = await self._connection.control.Stop(request, timeout=GENTLE_S)
+                    if answer.found:
+                        return
+                    await asyncio.sleep(wait_s)  # the stop has overtaken its own request
+                    wait_s *= 2
+        except (grpc.aio.AioRpcError, TimeoutError):
             self._call.cancel()  # it knows no gentle end, or is gone
 
     def _own(self, work: Any) -> None:

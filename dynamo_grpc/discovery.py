@@ -47,7 +47,9 @@ def open_registry(backend: str = "", env: Mapping[str, str] = os.environ) -> Reg
     backend = backend or env.get("DYN_DISCOVERY_BACKEND", "") or "etcd"
     match backend:
         case "etcd":
-            return EtcdRegistry(EtcdSettings.from_env(env))
+            settings = EtcdSettings.from_env(env)
+            settings.credentials()  # what is wrong with them is told now, not by a task that dies later
+            return EtcdRegistry(settings)
         case "memory" | "mem":
             return MemoryRegistry()
         case "static":

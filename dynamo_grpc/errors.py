@@ -8,6 +8,7 @@ status of its call with `google.rpc` details; `ErrorInfo.reason` names the class
 from __future__ import annotations
 
 import enum
+import logging
 import uuid
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,9 +17,13 @@ import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+logger = logging.getLogger(__name__)
+
 DOMAIN = "dynamo-grpc"
 DETAILS_KEY = "grpc-status-details-bin"
-_MAX_MESSAGE_CHARS = 2000  # a trailer over 8 KiB loses the whole status
+# A trailer over 8 KiB loses the whole status. The text is in it three times: percent-encoded (up to three bytes for
+# one), and in the details as message and as description of a field, in base64.
+_MAX_TEXT_BYTES = 1200
 
 
 class Retry(enum.Enum):
@@ -271,7 +276,7 @@ class HttpError(MeshError):
 
     Args:
         code: HTTP status, 400 to 599.
-        message: shown to the client; cut at 8192 characters as in Dynamo (and at 2000 on the wire).
+        message: shown to the client; cut at 8192 characters as in Dynamo (and at 1200 bytes on the wire).
 
     Raises:
         ValueError: code is no int in range, or message no str.
@@ -334,9 +339,14 @@ def status_code(error: MeshError) -> grpc.StatusCode:
     return error.code
 
 
+def wire_text(text: str, max_bytes: int = _MAX_TEXT_BYTES) -> str:
+    """Text as it fits into a status: valid UTF-8, cut by its bytes."""
+    return text.encode("utf-8", "replace")[:max_bytes].decode("utf-8", "ignore")
+
+
 def status_details(error: MeshError) -> bytes:
     """The error as a serialized `google.rpc.Status`, for the trailer `grpc-status-details-bin`."""
-    status = status_pb2.Status(code=status_code(error).value[0], message=error.message[:_MAX_MESSAGE_CHARS])
+    status = status_pb2.Status(code=status_code(error).value[0], message=wire_text(error.message))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     if isinstance(error, HttpError):
         info.metadata["http_status"] = str(error.http_status)
@@ -349,7 +359,7 @@ def status_details(error: MeshError) -> bytes:
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if error.param:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.param, description=error.message[:_MAX_MESSAGE_CHARS]
+            field=wire_text(error.param, 200), description=wire_text(error.message)
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return bytes(status.SerializeToString())
@@ -380,6 +390,10 @@ def from_status(code: grpc.StatusCode, message: str, details: bytes | None) -> M
     if cls is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
         cls = TooLargeError
     cls = cls or _BY_CODE.get(code, InternalError)
+    if cls is InternalError and not info.reason:  # a plain servicer's exception: its text is not for clients
+        error_id = uuid.uuid4().hex[:12]
+        logger.error("a worker failed: %s: %s", code.name, message, extra={"error_id": error_id})
+        return InternalError(f"internal error (error id {error_id})", error_id=error_id)
     return cls(message, param=param, retry_after_s=retry_after_s, error_id=info.metadata.get("error_id", ""))
 
 

@@ -209,35 +209,38 @@ class Generation:
     def _from_dict(self, item: Mapping[str, Any]) -> pb.GenerateResponse:
         if unknown := [str(key) for key in item if key not in _DICT_KEYS]:
             raise self._wrong(f"a dict with {', '.join(unknown)}; known keys are {', '.join(sorted(_DICT_KEYS))}")
-        delta = pb.ChoiceDelta(index=item.get("index") or 0)
+        reason = item.get("finish_reason")
+        if reason and reason not in _REASONS:
+            raise self._wrong(f"finish_reason {reason!r:.80}; known ones are {', '.join(_REASONS)}")
         try:
-            delta.token_ids.extend(item.get("token_ids") or ())
-            if item.get("text") is not None:
-                delta.text = item["text"]
-            for logprob in item.get("log_probs") or ():
-                delta.logprobs.token_logprobs.append(logprob)
-            for entry in item.get("top_logprobs") or ():
-                top = delta.logprobs.top.add()
-                for alternative in entry:
-                    top.token_ids.append(alternative["token_id"])
-                    top.logprobs.append(alternative["logprob"])
-            response = pb.GenerateResponse()
-            if usage := item.get("completion_usage"):
-                known = {"prompt_tokens", "completion_tokens"}
-                response.usage.CopyFrom(pb.Usage(**{key: usage[key] for key in known & usage.keys()}))
-        except (TypeError, ValueError, KeyError) as error:
+            return _read_dict(item)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise self._wrong(f"{item!r:.80}: {error}") from None
-        if reason := item.get("finish_reason"):
-            if reason not in _REASONS:
-                raise self._wrong(f"finish_reason {reason!r}; known ones are {', '.join(_REASONS)}")
-            delta.finish.reason = _REASONS[reason]
-            if isinstance(item.get("stop_reason"), int):
-                delta.finish.stop_token_id = item["stop_reason"]
-        response.choices.append(delta)
-        return response
 
     def _wrong(self, what: str) -> HandlerOutputError:
         return HandlerOutputError(
             f"handler {self.handler_name} yielded {what}; a model's handler yields an int or a list of ints "
             "(token ids), text, a dict, a ChoiceDelta or a GenerateResponse"
         )
+
+
+def _read_dict(item: Mapping[str, Any]) -> pb.GenerateResponse:
+    response = pb.GenerateResponse()
+    delta = response.choices.add(index=item.get("index") or 0, token_ids=item.get("token_ids") or ())
+    if item.get("text") is not None:
+        delta.text = item["text"]
+    for logprob in item.get("log_probs") or ():
+        delta.logprobs.token_logprobs.append(logprob)
+    for entry in item.get("top_logprobs") or ():
+        top = delta.logprobs.top.add()
+        for alternative in entry:
+            top.token_ids.append(alternative["token_id"])
+            top.logprobs.append(alternative["logprob"])
+    if usage := item.get("completion_usage"):
+        known = {"prompt_tokens", "completion_tokens"}
+        response.usage.CopyFrom(pb.Usage(**{key: usage[key] for key in known & usage.keys()}))
+    if reason := item.get("finish_reason"):
+        delta.finish.reason = _REASONS[reason]
+        if isinstance(item.get("stop_reason"), int):
+            delta.finish.stop_token_id = item["stop_reason"]
+    return response

@@ -95,3 +95,4 @@ class InstanceSet:
         for live in self._live.values():
             self._connections.release(live.connection)
         self._live.clear()
+        self._wake()

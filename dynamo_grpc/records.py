@@ -28,7 +28,7 @@ def from_json(entry: Entry, message: _M) -> _M | None:
     """Read a record; None (and a line in the log) if it is none, so that one bad entry hides no others."""
     try:
         return json_format.Parse(entry.value, message, ignore_unknown_fields=True)
-    except json_format.ParseError as error:
+    except (ValueError, RecursionError, json_format.ParseError) as error:
         logger.warning("registry entry %s is no %s: %s", entry.key, message.DESCRIPTOR.name, error)
         return None
 

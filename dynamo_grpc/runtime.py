@@ -154,6 +154,7 @@ class DistributedRuntime:
         await self.server.stop()
         for client in self._clients:
             await client.close()
+        self._clients.clear()
         await self.delivery.close()
         await self.connections.close()
         if self._registry is not None:
@@ -234,23 +235,30 @@ class DistributedRuntime:
                 values[name.card_key(self.instance_id)] = to_json(served.card)
             registration = await self.registry.register(values)
             self._registrations.add(registration)
+            stack.push_async_callback(self._leave, name, registration)
             if served.card:
                 cards = View.start(self.registry, MODELS)
                 stack.push_async_callback(cards.close)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 cards.subscribe(lambda: self._check_cards(served, cards, tasks))
-            if await self._or_shutdown(registration.wait_registered()):
+            if await self.or_shutdown(registration.wait_registered()):
+                served.is_ready = True
                 self.server.lifecycle.move(State.READY)
                 await self.server.update_health()
                 logger.info("endpoint %s is ready at %s", name, served.instance.address)
                 if on_ready:
                     on_ready(served)
                 await self._shutdown.wait()
-            await registration.close()
-            self._registrations.discard(registration)
-            await self._drain()
+        await self._drain()
 
-    async def _or_shutdown(self, work: Awaitable[None]) -> bool:
+    async def _leave(self, name: EndpointName, registration: Registration) -> None:
+        """However serving an endpoint ends: it is not listed any more, and others don't wait for it."""
+        await registration.close()
+        self._registrations.discard(registration)
+        if not self._shutdown.is_set():
+            self.server.served.pop(str(name), None)
+
+    async def or_shutdown(self, work: Awaitable[None]) -> bool:
         """Whether `work` was done before the shutdown."""
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._shutdown.wait())
         try:

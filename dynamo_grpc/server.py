@@ -25,6 +25,7 @@ from dynamo_grpc.context import Context, enter_context, leave_context
 from dynamo_grpc.control import ControlServicer
 from dynamo_grpc.errors import (
     DETAILS_KEY,
+    CardMismatchError,
     ConfigurationError,
     DrainingError,
     EndpointNotFoundError,
@@ -38,6 +39,7 @@ from dynamo_grpc.errors import (
     names,
     status_code,
     status_details,
+    wire_text,
 )
 from dynamo_grpc.generation import Generation
 from dynamo_grpc.handlers import Handler
@@ -86,6 +88,7 @@ class Served:
     files: Mapping[str, Path] = field(default_factory=dict)
     gives_dicts: bool = True
     refused_because: str = ""
+    is_ready: bool = False
 
     @property
     def name(self) -> str:
@@ -160,7 +163,7 @@ class Server:
         is_ready = self.lifecycle.state is State.READY
         states = {"": is_ready, INFERENCE: False, ENDPOINT: False}
         for served in self.served.values():
-            serves = is_ready and not served.refused_because
+            serves = is_ready and served.is_ready and not served.refused_because
             service = INFERENCE if served.card else ENDPOINT
             states[service] = states[service] or serves
             if served.card:
@@ -294,7 +297,7 @@ async def abort(call: grpc.aio.ServicerContext[Any, Any], error: MeshError, cont
     """End a call with an error, its details and the request id."""
     # abort replaces the trailers that were set before: they are all given here
     trailers = ((DETAILS_KEY, status_details(error)), (REQUEST_ID, printable(context.id())))
-    await call.abort(status_code(error), error.message[:2000], trailing_metadata=trailers)
+    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=trailers)
     raise AssertionError("abort raises")
 
 
@@ -316,6 +319,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             async with contextlib.aclosing(self._generate(request, inner)) as responses:  # type: ignore[type-var]
                 async for response in responses:
                     fold(folded, response)
+                    await asyncio.sleep(0)  # nothing is written: a handler that never awaits must not hold the loop
             return
             yield  # makes it a generator: the answer is returned, not written
 
@@ -327,6 +331,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         served = self._server.model(request.model)
         assert served.card is not None
+        if served.refused_because:
+            raise CardMismatchError(served.refused_because)
         check_request(request, served.card)
         full = with_defaults(request, served.card)
         full.request_id = context.id()
@@ -336,6 +342,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             async for item in items:
                 if response := generation.feed(item):
                     yield self._sign(response, served)
+                else:
+                    await asyncio.sleep(0)
                 if generation.is_finished:
                     return
         if response := generation.end(is_stopped=context.is_stopped()):

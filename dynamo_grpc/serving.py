@@ -52,10 +52,11 @@ async def register_server(
         contextlib.AsyncExitStack() as stack,
     ):
         own = Server(host, port)
+        own.on_drain = runtime.server.on_drain
         runtime.set_model(name, loaded)
         served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
         own.served[str(name)] = served
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(own), server)  # type: ignore[abstract]
+        control_pb2_grpc.add_ControlServicer_to_server(_Control(own), server)  # type: ignore[abstract]
         servicer = health.add_health(server)
         health.add_reflection(server, [INFERENCE, CONTROL])
         await servicer.set("", health.NOT_SERVING)
@@ -69,15 +70,21 @@ async def register_server(
         assert task is not None
         stack.enter_context(stop_signals(runtime, task))
         try:
-            await registration.wait_registered()
-            own.lifecycle.move(State.READY)
-            for service in ("", INFERENCE, f"model/{loaded.card.name}"):
-                await servicer.set(service, health.SERVING)
+            if await runtime.or_shutdown(registration.wait_registered()):
+                own.lifecycle.move(State.READY)
+                for service in ("", INFERENCE, f"model/{loaded.card.name}"):
+                    await servicer.set(service, health.SERVING)
             yield runtime
         finally:
             await registration.close()
             await servicer.enter_graceful_shutdown()
             await server.stop(runtime.drain_limit_s)
+
+
+class _Control(ControlServicer):
+    async def Stop(self, request: Any, context: Any) -> Any:
+        # the servicer's requests are its own: who asks cancels the call instead
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker ends requests by cancel alone")
 
 
 async def _unused(request: Any) -> None:

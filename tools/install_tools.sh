@@ -5,7 +5,7 @@ set -u
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 if command -v npm >/dev/null; then
   echo "installing buf …"
-  npm install --silent --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 || echo "buf could not be installed" >&2
+  npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 || echo "buf could not be installed" >&2
 else
   echo "npm is missing: no buf" >&2
 fi

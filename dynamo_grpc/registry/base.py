@@ -118,9 +118,14 @@ class View:
         return view
 
     async def _follow(self, registry: Registry, prefix: str) -> None:
-        async with contextlib.aclosing(registry.watch(prefix)) as changes:  # type: ignore[type-var]
-            async for change in changes:
-                self._apply(change)
+        while True:
+            try:
+                async with contextlib.aclosing(registry.watch(prefix)) as changes:  # type: ignore[type-var]
+                    async for change in changes:
+                        self._apply(change)
+            except Exception:  # a view that dies unseen is a mesh that stands still
+                logger.exception("watching %s failed, trying again", prefix)
+            await asyncio.sleep(1.0)
 
     def _apply(self, change: Change) -> None:
         if change.is_snapshot:

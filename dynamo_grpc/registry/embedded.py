@@ -22,7 +22,7 @@ from dynamo_grpc.registry.store import Store, StoreError
 
 VERSION = "3.5.0-embedded"
 _TICK_S = 0.1
-_MAX_PENDING = 100_000
+_MAX_PENDING = 10_000
 
 
 class EmbeddedRegistry:
@@ -180,7 +180,7 @@ class EmbeddedRegistry:
         try:
             while True:
                 await context.write(await responses.get())
-                if responses.qsize() > _MAX_PENDING:
+                if any(watch.is_lagging for watch in watches.values()):
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the watcher does not read")
         finally:
             reader.cancel()
@@ -224,13 +224,17 @@ class _Watch:
         responses: asyncio.Queue[pb.WatchResponse],
     ) -> None:
         self._id, self._request, self._header, self._responses = watch_id, request, header, responses
+        self.is_lagging = False
         self._dropped = {
             {pb.WatchCreateRequest.NOPUT: pb.Event.PUT, pb.WatchCreateRequest.NODELETE: pb.Event.DELETE}[f]
             for f in request.filters
         }
 
     def offer(self, events: list[pb.Event]) -> None:
-        """Queue those of `events` that belong to the range."""
+        """Queue those of `events` that belong to the range; a watcher that doesn't read gets no more."""
+        self.is_lagging = self.is_lagging or self._responses.qsize() > _MAX_PENDING
+        if self.is_lagging:
+            return
         mine = [event for event in events if in_watch(event, self._request) and event.type not in self._dropped]
         if not mine:
             return

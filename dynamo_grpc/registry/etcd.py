@@ -80,9 +80,18 @@ class EtcdSettings:
         """Where etcd is when nobody says."""
         return ("localhost:2379",)
 
-    def is_tls(self) -> bool:
-        """Whether connections are encrypted."""
-        return bool(self.ca_file or self.cert_file or any(e.startswith("https://") for e in self.endpoints))
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What connections are encrypted with; None when they are not.
+
+        Raises:
+            ConfigurationError: a certificate file can't be read.
+        """
+        if not (self.ca_file or self.cert_file or any(e.startswith("https://") for e in self.endpoints)):
+            return None
+        try:
+            return grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
+        except OSError as error:
+            raise ConfigurationError(f"a certificate file for etcd can't be read: {error}") from error
 
 
 class EtcdRegistry(Registry):
@@ -128,7 +137,7 @@ class EtcdRegistry(Registry):
         """One snapshot and the changes after it, until the stream breaks or can't go on."""
         end = wire.prefix_end(key)
         found = await self.call(wire.RANGE, pb.RangeRequest(key=key, range_end=end))
-        yield Change(puts=tuple(_entry(kv) for kv in found.kvs), is_snapshot=True)
+        yield Change(puts=tuple(entry for kv in found.kvs if (entry := _entry(kv))), is_snapshot=True)
         call = wire.stream(self.channel(), wire.WATCH)(metadata=self._metadata() + _LEADER)
         try:
             create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=found.header.revision + 1)
@@ -170,14 +179,9 @@ class EtcdRegistry(Registry):
 
     def _open(self, endpoint: str) -> grpc.aio.Channel:
         target = endpoint.removeprefix("http://").removeprefix("https://").rstrip("/")
-        if not self.settings.is_tls():
+        credentials = self.settings.credentials()
+        if credentials is None:
             return grpc.aio.insecure_channel(target, options=_OPTIONS)
-        try:
-            credentials = grpc.ssl_channel_credentials(
-                _read(self.settings.ca_file), _read(self.settings.key_file), _read(self.settings.cert_file)
-            )
-        except OSError as error:
-            raise ConfigurationError(f"a certificate file for etcd can't be read: {error}") from error
         return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
@@ -219,6 +223,7 @@ class EtcdRegistration(Registration):
         self._registered = asyncio.Event()
         self._changed = asyncio.Event()
         self._lease_id = 0
+        self._lease_ends = 0.0
         self._task = asyncio.get_running_loop().create_task(self._run(), name="etcd registration")
 
     async def wait_registered(self) -> None:
@@ -243,6 +248,7 @@ class EtcdRegistration(Registration):
         while True:
             started = time.monotonic()
             try:
+                await self._end_lease()
                 await self._hold_lease()
                 logger.warning("%s: lease lost, registering again", self._registry.description)
             except grpc.RpcError as error:
@@ -255,15 +261,29 @@ class EtcdRegistration(Registration):
             await asyncio.sleep(backoff_s * self._registry._rng.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, 2.0)
 
+    async def _end_lease(self) -> None:
+        """See to it that the lease before is over, before another one is granted.
+
+        A put that timed out may still be applied; if its lease lived, it would move the keys to it, and they would go
+        with it. Under a lease that is over it fails.
+        """
+        if not self._lease_id:
+            return
+        try:
+            await self._registry.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND and time.monotonic() < self._lease_ends:
+                raise  # tried again until it is revoked, or over by itself
+        self._lease_id = 0
+
     async def _hold_lease(self) -> None:
         """Grant a lease, put the keys, keep both alive; returns when the lease is lost."""
         self._changed.clear()
         granted = await self._registry.call(wire.LEASE_GRANT, pb.LeaseGrantRequest(TTL=self._registry.settings.ttl_s))
-        # A fresh lease for each registration: a put of an earlier one that lands late names a lease that is gone.
         self._lease_id = granted.ID
+        expires = self._lease_ends = time.monotonic() + granted.TTL
         keys = await self._put_all(self._values, set())
         self._registered.set()
-        expires = time.monotonic() + granted.TTL
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), granted.TTL / 3 * self._registry._rng.uniform(0.8, 1.0))
@@ -272,8 +292,11 @@ class EtcdRegistration(Registration):
                 keys = await self._put_all(self._values, keys)
                 self._registered.set()
             asked = time.monotonic()
+            self._lease_ends = asked + granted.TTL + granted.TTL / 3
             try:
                 ttl_s = await self._keep_alive(granted.TTL / 3)
+                if ttl_s and not await self._has_keys(keys):
+                    keys = await self._put_all(self._values, keys)
             except (grpc.RpcError, TimeoutError) as error:
                 self._registry.rotate(error)
                 ttl_s = None
@@ -293,6 +316,12 @@ class EtcdRegistration(Registration):
         ]
         await self._registry.call(wire.TXN, pb.TxnRequest(success=puts + gone))
         return set(values)
+
+    async def _has_keys(self, keys: set[str]) -> bool:
+        """Whether the keys hang on our lease: somebody may have deleted them."""
+        request = pb.LeaseTimeToLiveRequest(ID=self._lease_id, keys=True)
+        answer = await self._registry.call(wire.LEASE_TIME_TO_LIVE, request)
+        return {key.decode() for key in answer.keys} >= keys
 
     async def _keep_alive(self, timeout_s: float) -> int:
         """Ask for another full time to live; 0 says that the lease is gone."""
@@ -320,13 +349,17 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _entry(kv: pb.KeyValue) -> Entry:
-    return Entry(kv.key.decode(), kv.value, kv.create_revision)
+def _entry(kv: pb.KeyValue) -> Entry | None:
+    try:
+        return Entry(kv.key.decode(), kv.value, kv.create_revision)
+    except UnicodeDecodeError:  # not ours: ours are ASCII
+        logger.warning("registry key %r is no text, left out", kv.key)
+        return None
 
 
 def _change(events: Any) -> Change:
     """Fold a batch of events: the last one of each key counts."""
     last = {event.kv.key: event for event in events}
-    puts = tuple(_entry(event.kv) for event in last.values() if event.type == pb.Event.PUT)
-    deletes = tuple(key.decode() for key, event in last.items() if event.type == pb.Event.DELETE)
+    puts = tuple(entry for e in last.values() if e.type == pb.Event.PUT and (entry := _entry(e.kv)))
+    deletes = tuple(key.decode(errors="replace") for key, e in last.items() if e.type == pb.Event.DELETE)
     return Change(puts, deletes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -40,8 +41,6 @@ class StaticRegistry(Registry):
     def __init__(self, spec: str) -> None:
         self._spec = spec
         self.description = f"static list {spec}"
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._told: set[str] = set()
         if not spec.startswith(("@", "dns:")):
             parse_addresses(spec.split(","))
         elif spec.startswith("dns:") and not spec.rpartition(":")[2].isdigit():
@@ -51,45 +50,58 @@ class StaticRegistry(Registry):
         return StaticRegistration()
 
     async def watch(self, prefix: str) -> AsyncIterator[Change]:
-        known: dict[str, bytes] | None = None
-        while True:
-            now = {key: value for key, value in (await self._ask_all()).items() if key.startswith(prefix)}
-            if known is None:
-                yield Change(tuple(Entry(k, v, 0) for k, v in now.items()), is_snapshot=True)
-            elif now != known:
-                puts = tuple(Entry(k, v, 0) for k, v in now.items() if known.get(k) != v)
-                yield Change(puts, tuple(known.keys() - now.keys()))
-            known = now
-            await asyncio.sleep(_POLL_S)
+        async with contextlib.aclosing(_Poller(self._spec)) as poller:
+            known: dict[str, bytes] | None = None
+            while True:
+                now = {key: value for key, value in (await poller.ask_all()).items() if key.startswith(prefix)}
+                if known is None:
+                    yield Change(tuple(Entry(k, v, 0) for k, v in now.items()), is_snapshot=True)
+                elif now != known:
+                    puts = tuple(Entry(k, v, 0) for k, v in now.items() if known.get(k) != v)
+                    yield Change(puts, tuple(known.keys() - now.keys()))
+                known = now
+                await asyncio.sleep(_POLL_S)
 
     async def close(self) -> None:
+        """Nothing is open but in watches."""
+
+
+class _Poller:
+    """Asks all addresses what they serve. Each watch has its own: closing a channel ends the calls on it."""
+
+    def __init__(self, spec: str) -> None:
+        self._spec = spec
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._told: dict[str, str] = {}
+
+    async def aclose(self) -> None:
+        """Close the channels."""
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
 
     async def _addresses(self) -> list[str]:
-        if self._spec.startswith("@"):
-            try:
+        try:
+            if self._spec.startswith("@"):
                 return parse_addresses(Path(self._spec[1:]).read_text(encoding="utf-8").splitlines())
-            except (OSError, ConfigurationError) as error:
-                self._tell(f"{self._spec}: {error}")
-                return list(self._channels)  # a file that is being replaced, or a typo: go on with what was there
-        if self._spec.startswith("dns:"):
-            _, name, port = self._spec.split(":")
-            try:
-                found = await asyncio.get_running_loop().getaddrinfo(name, int(port), type=1)
-            except OSError as error:
-                self._tell(f"{self._spec}: {error}")
-                return list(self._channels)
-            return sorted({f"[{a[4][0]}]:{port}" if ":" in str(a[4][0]) else f"{a[4][0]}:{port}" for a in found})
+            if self._spec.startswith("dns:"):
+                _, name, port = self._spec.split(":")
+                found = await asyncio.get_running_loop().getaddrinfo(name, int(port), type=socket.SOCK_STREAM)
+                return sorted({f"[{a[4][0]}]:{port}" if ":" in str(a[4][0]) else f"{a[4][0]}:{port}" for a in found})
+        except (OSError, ValueError) as error:
+            # a file that is being replaced, a typo, a resolver that is away: go on with what was there
+            self._tell(self._spec, str(error))
+            return list(self._channels)
         return parse_addresses(self._spec.split(","))
 
-    def _tell(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            logger.warning("static list: %s", message)
+    def _tell(self, about: str, message: str) -> None:
+        """Log what changed, once."""
+        if self._told.get(about) != message:
+            self._told[about] = message
+            logger.warning("static list: %s: %s", about, message)
 
-    async def _ask_all(self) -> dict[str, bytes]:
+    async def ask_all(self) -> dict[str, bytes]:
+        """The registry entries of all addresses that answer."""
         addresses = await self._addresses()
         for gone in self._channels.keys() - set(addresses):
             await self._channels.pop(gone).close()
@@ -105,10 +117,9 @@ class StaticRegistry(Registry):
         try:
             answer = await stub.Describe(control_pb2.DescribeRequest(), timeout=_ANSWER_S)
         except grpc.aio.AioRpcError as error:
-            with contextlib.suppress(KeyError):
-                self._told.remove(address)
-            self._tell(f"{address} does not say what it serves: {error.code().name}: {error.details()}")
+            self._tell(address, f"does not say what it serves: {error.code().name}: {error.details()}")
             return entries
+        self._told.pop(address, None)
         if answer.state != control_pb2.WORKER_STATE_READY:
             return entries
         cards = {card.checksum: card for card in answer.cards}

@@ -200,6 +200,8 @@ class Store:
 
     def _check_txn(self, request: pb.TxnRequest) -> None:
         # Everything that can be refused is refused before the first write: a transaction is all or nothing.
+        if any(compare.range_end for compare in request.compare):
+            raise StoreError(grpc.StatusCode.UNIMPLEMENTED, "the embedded registry compares single keys only")
         for op in (*request.success, *request.failure):
             match op.WhichOneof("request"):
                 case "request_put" if op.request_put.lease and op.request_put.lease not in self.leases:
@@ -210,6 +212,8 @@ class Store:
                     raise StoreError(
                         grpc.StatusCode.UNIMPLEMENTED, "the embedded registry has no ignore_value in a transaction"
                     )
+                case "request_range":
+                    self.range(op.request_range)
                 case "request_txn":
                     self._check_txn(op.request_txn)
         keys = [op.request_put.key for op in request.success if op.HasField("request_put")]
@@ -232,8 +236,6 @@ class Store:
         return response
 
     def _holds(self, compare: pb.Compare) -> bool:
-        if compare.range_end:
-            raise StoreError(grpc.StatusCode.UNIMPLEMENTED, "the embedded registry compares single keys only")
         kv = self._kvs.get(compare.key, pb.KeyValue())
         name = ("version", "create_revision", "mod_revision", "value", "lease")[compare.target]
         if name == "value" and not kv.key:

@@ -7,6 +7,7 @@ messages itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dynamo_frontend import envelope
 from dynamo_frontend.record import Record
-from dynamo_grpc import Context, DeadlineError, RequestCancelledError
+from dynamo_grpc import Context, DeadlineError, DrainingError, MeshError, RequestCancelledError
 
 logger = logging.getLogger(__name__)
 
@@ -101,15 +102,23 @@ class Answer(Response):
         tasks: list[asyncio.Future[Any]] = [work, gone]
         if self._is_stream:
             tasks.append(asyncio.ensure_future(writer.pulse()))
+        error: MeshError = RequestCancelledError("the client went away")
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            error = DrainingError("the frontend is shutting down: send the request again")
+            raise
         finally:
-            if not work.done():
-                self._context.kill()
-                self._record.fail(RequestCancelledError("the client went away"))
+            is_cut = not work.done()
             for task in tasks:
                 task.cancel()
+            if is_cut:
+                self._context.kill()
+                self._record.fail(error)
             await asyncio.gather(*tasks, return_exceptions=True)
+            if is_cut and isinstance(error, DrainingError):
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(self._tell(writer, error), 1.0)
             self._record.end()
 
     async def _run(self, writer: Writer) -> None:
@@ -126,12 +135,16 @@ class Answer(Response):
             self._record.fail(told)
             if is_unexpected:
                 logger.exception("request failed", extra={"request_id": self._context.id(), "error_id": told.error_id})
-            content = envelope.body(told, self._context.id())
-            if writer.is_started:
-                await writer.events(b"data: " + content + b"\n\n")
-                await writer.end()
-            else:
-                await writer.json(told.http_status, content, envelope.headers(told))
+            await self._tell(writer, told)
+
+    async def _tell(self, writer: Writer, error: MeshError) -> None:
+        """An error with its status, or as the last event of a stream that has begun."""
+        content = envelope.body(error, self._context.id())
+        if writer.is_started:
+            await writer.events(b"data: " + content + b"\n\n")
+            await writer.end()
+        else:
+            await writer.json(error.http_status, content, envelope.headers(error))
 
 
 async def _client_gone(receive: Receive) -> None:

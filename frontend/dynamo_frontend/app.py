@@ -33,6 +33,7 @@ from dynamo_grpc import (
     TooLargeError,
     __version__,
 )
+from dynamo_grpc.metadata import printable
 from dynamo_grpc.telemetry import server_span
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R", bound=Sampling)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_LONGEST_S = 24 * 3600.0
 _ID = re.compile(r"[ -~]{1,200}")
 
 
@@ -94,14 +96,14 @@ class Frontend:
 
     # -- generation ---------------------------------------------------------------------------------------------------
 
-    async def _chat(self, request: Request) -> Answer:
+    async def _chat(self, request: Request) -> Response:
         async def prepare(body: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
             model.check_type(model_card_pb2.MODEL_TYPE_CHAT, "chat completions")
             return await prepare_chat(body, model)
 
         return await self._answer(request, "chat_completions", ChatRequest, prepare, ChatShape)
 
-    async def _completion(self, request: Request) -> Answer:
+    async def _completion(self, request: Request) -> Response:
         async def prepare(body: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
             model.check_type(model_card_pb2.MODEL_TYPE_COMPLETIONS, "completions")
             return await prepare_completion(body, model)
@@ -115,7 +117,7 @@ class Frontend:
         schema: type[_R],
         prepare: Callable[[_R, Model], Awaitable[inference_pb2.PreprocessedRequest]],
         make_shape: Callable[..., Shape],
-    ) -> Answer:
+    ) -> Response:
         request_id = _request_id(request)
         record = Record(self.metrics, request_id, endpoint)
         try:
@@ -125,12 +127,14 @@ class Frontend:
             context = Context(request_id, timeout_s=_timeout_s(request))
             instance_id = _instance_id(request)
         except Exception as error:
-            record.fail(envelope.to_mesh_error(error)[0])
+            # answered here: what reaches Starlette's outermost handler is raised again, and ends the connection
+            told = self._told(error, request_id)
+            record.fail(told)
             record.end()
-            raise
+            return _error_response(told, request_id)
         headers = [(b"x-request-id", request_id.encode())]
         if unknown := body.unknown():
-            listed = ", ".join(unknown)[:500].encode("ascii", "replace").decode()
+            listed = printable(", ".join(unknown))
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
 
         async def work(writer: Writer) -> None:
@@ -213,11 +217,15 @@ class Frontend:
         return Response(exposition.generate_latest(self.metrics.registry), media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
-        told, is_unexpected = envelope.to_mesh_error(error)
         request_id = _request_id(request)
+        return _error_response(self._told(error, request_id), request_id)
+
+    @staticmethod
+    def _told(error: Exception, request_id: str) -> MeshError:
+        told, is_unexpected = envelope.to_mesh_error(error)
         if is_unexpected:
             logger.error("request failed", exc_info=error, extra={"request_id": request_id, "error_id": told.error_id})
-        return _error_response(told, request_id)
+        return told
 
     async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
@@ -263,8 +271,8 @@ def _timeout_s(request: Request) -> float | None:
         return None
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
-        raise InvalidRequestError(f"x-request-timeout is {text!r}: give seconds above 0, or 500ms, 30s, 2m")
+    if not 0 < seconds <= _LONGEST_S:
+        raise InvalidRequestError(f"x-request-timeout is {text!r}: give seconds (at most a day), or 500ms, 30s, 2m")
     return seconds
 
 

@@ -7,20 +7,22 @@ comes up by itself: one that is slow or broken keeps no other one waiting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 from tokenizers import Tokenizer
 
 from dynamo_frontend.templates import ChatTemplate
 from dynamo_grpc import (
     ConfigurationError,
+    InstanceLostError,
     ModelNotFoundError,
     NoInstancesError,
     RegistryError,
@@ -28,6 +30,7 @@ from dynamo_grpc import (
     UnsupportedError,
 )
 from dynamo_grpc.client import Router
+from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
@@ -69,19 +72,6 @@ class Model:
         if wanted not in self.card.model_types:
             raise UnsupportedError(f"model {self.card.name!r} does not serve {what}", param="model")
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return when it can be asked.
-
-        Raises:
-            NoInstancesError: it couldn't within `timeout_s`.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not self.is_ready:
-                    await self.instances.wait_changed()
-        except TimeoutError:
-            raise _unavailable(self.card.name) from None
-
     async def close(self) -> None:
         """Let go of its instances."""
         if self.loading:
@@ -108,7 +98,10 @@ class Catalog:
         self._models: dict[str, Model] = {}
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._waiters: list[asyncio.Future[None]] = []
         self._cards.subscribe(self._reconcile)
+        self._instances.subscribe(self._wake)
+        runtime.connections.subscribe(self._wake)
 
     @property
     def is_connected(self) -> bool:
@@ -124,19 +117,25 @@ class Catalog:
         return list(self._models.values())
 
     async def find(self, name: str) -> Model:
-        """The model called `name`, when it can be asked.
+        """The model called `name`, when it can be asked; a known one is waited for.
 
         Raises:
             ModelNotFoundError: there is none; names those there are.
-            NoInstancesError: it is known, and nobody serves it now.
+            NoInstancesError: it is known, and nobody serves it.
+            RegistryError: the registry has not answered yet.
         """
-        model = self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
-        if model is not None:
-            if not model.is_ready:
-                await model.wait_ready(self._instance_wait_s)
-            return model
-        if name in self._gone:
-            raise _unavailable(name)
+        wait_s = self._instance_wait_s
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while True:
+                    model = self._lookup(name)
+                    if model is not None and model.is_ready:
+                        return model
+                    if model is None and time.monotonic() - self._gone.get(name, -math.inf) > wait_s:
+                        break  # unknown, or gone for longer than anybody would wait
+                    await self._wait_changed()
+        if name in self._gone or self._lookup(name) is not None:
+            raise NoInstancesError(f"model {name!r} is known, but no worker serves it now", retry_after_s=1.0)
         if not self.is_connected:
             raise RegistryError("the registry has not answered yet: no model is known", retry_after_s=1.0)
         known = [m.card.name for m in self.ready()]
@@ -145,6 +144,20 @@ class Catalog:
             f"there is no model {name!r}; there is {names(known)}" + (f" (did you mean {hint!r}?)" if hint else ""),
             param="model",
         )
+
+    def _lookup(self, name: str) -> Model | None:
+        return self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
+
+    async def _wait_changed(self) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        await future
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
 
     def _reconcile(self) -> None:
         """Compare our models with the cards that hold."""
@@ -161,55 +174,70 @@ class Catalog:
             if name not in self._models:
                 self._gone.pop(name, None)
                 self._models[name] = self._open(card)
+        self._wake()
 
     def _open(self, card: model_card_pb2.ModelCard) -> Model:
         def accepts(instance: model_card_pb2.Instance) -> bool:
             return instance.model == card.name and instance.card_checksum == card.checksum
 
         instances = InstanceSet(self._instances, self._runtime.connections, accepts)
-        model = Model(card, instances, Router(instances, self._runtime.delivery, f"model {card.name!r}"))
+        model = Model(
+            card,
+            instances,
+            Router(instances, self._runtime.delivery, f"model {card.name!r}", wait_s=self._instance_wait_s),
+        )
         model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
         return model
 
     async def _load(self, model: Model) -> None:
         """Fetch the files and prepare; tried again until it works or the model is gone."""
         told = ""
-        while True:
+        while model.preparation is None:
             try:
                 files = await self._fetch(model)
                 model.preparation = await asyncio.to_thread(prepare, model.card, files)
-                break
-            except (grpc.RpcError, NoInstancesError, ConfigurationError, OSError) as error:
-                if str(error) != told:
-                    told = str(error)
-                    logger.warning("model %r is not ready: %s", model.card.name, told)
+            except Exception as error:  # whatever it is, another worker or a better file may come
+                if (text := f"{type(error).__name__}: {error}") != told:
+                    told = text
+                    logger.warning("model %r is not ready: %s", model.card.name, text)
                 await asyncio.sleep(_RETRY_S)
-        model.instances.refresh()  # wakes those who wait for it
+        self._wake()
         logger.info("model %r is ready", model.card.name)
 
     async def _fetch(self, model: Model) -> dict[str, bytes]:
         """The model's files by name, from any of its workers."""
         if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
             return {}
-        files: dict[str, bytes] = {}
-        for file in model.card.files:
-            if not model.instances.routable():
-                async with asyncio.timeout(30.0):
-                    await model.instances.wait_changed()
-            live = model.router.choose(RouterMode.Random, None, frozenset())
-            request = control_pb2.GetFileRequest(sha256=file.sha256)
-            pieces = [piece.data async for piece in live.connection.control.GetFile(request, timeout=60.0)]
-            data = b"".join(pieces)
-            if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise ConfigurationError(f"{file.name} of {live.instance.address} has another hash than its card says")
-            files[file.name] = data
-        return files
+        async with asyncio.timeout(30.0):
+            while not model.instances.routable():
+                await self._wait_changed()
+        live = model.router.choose(RouterMode.Random, None, frozenset())
+        connection = self._runtime.connections.acquire(live.instance.address)
+        try:
+            return {file.name: await _fetch_file(connection, file) for file in model.card.files}
+        finally:
+            self._runtime.connections.release(connection)
 
     async def close(self) -> None:
         """Stop watching."""
+        self._runtime.connections.unsubscribe(self._wake)
         await self._cards.close()
         await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
         await self._instances.close()
+
+
+async def _fetch_file(connection: Connection, file: model_card_pb2.ModelFile) -> bytes:
+    request = control_pb2.GetFileRequest(sha256=file.sha256)
+    try:
+        data = b"".join([piece.data async for piece in connection.control.GetFile(request, timeout=60.0)])
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise InstanceLostError(f"{connection.address} went away") from None  # the call was cancelled, not we
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise ConfigurationError(f"{file.name} of {connection.address} has another hash than its card says")
+    return data
 
 
 def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Preparation:
@@ -235,7 +263,3 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
 
 def _token(value: Any) -> Any:
     return value.get("content", "") if isinstance(value, dict) else value
-
-
-def _unavailable(name: str) -> NoInstancesError:
-    return NoInstancesError(f"model {name!r} is known, but no worker serves it now", retry_after_s=1.0)

@@ -50,6 +50,13 @@ Examples:
     default=10.0,
     type=click.FloatRange(0),
 )
+@option(
+    "--shutdown-timeout-s",
+    "How long running requests may go on after SIGTERM.",
+    envvar="DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
+    default=5,
+    type=click.IntRange(0),
+)
 @log_option
 def frontend(**options: Any) -> None:
     """Serve OpenAI's HTTP API for all models of the mesh."""
@@ -65,7 +72,12 @@ def frontend(**options: Any) -> None:
     app = Frontend(settings, lambda: DistributedRuntime(registry=registry)).app
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, loop=_loop(), lifespan="on"
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=options["shutdown_timeout_s"],
+        loop=_loop(),
+        lifespan="on",
     )
     server = _Server(config, f"frontend ready at http://{host}:{port} ({registry.description})")
     server.run(sockets=[listener])

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from dynamo_grpc import (
     ContextLengthError,
@@ -14,6 +15,7 @@ from dynamo_grpc import (
     MeshError,
     ModelNotFoundError,
     OverloadedError,
+    RequestCancelledError,
     TooLargeError,
     UnsupportedError,
 )
@@ -36,6 +38,8 @@ def to_mesh_error(error: BaseException) -> tuple[MeshError, bool]:
         return InvalidRequestError(f"{where}: {first['msg']}" if where else first["msg"], param=where), False
     if isinstance(error, MeshError):
         return error, False
+    if isinstance(error, ClientDisconnect):
+        return RequestCancelledError("the client went away while it was sending"), False
     told, _ = from_exception(RuntimeError()) if isinstance(error, (ValueError, TypeError)) else from_exception(error)
     return told, True
 

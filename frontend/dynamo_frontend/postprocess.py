@@ -89,7 +89,7 @@ class ChoiceText:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops, keep=keep_stop)
         self._early = StopMatcher(())
-        self._min_tokens = min_tokens
+        self._min_tokens = min_tokens if detokenizer else 0  # text can't be counted in tokens
         self.num_tokens = 0
         self.stop: str | None = None
 

@@ -63,6 +63,7 @@ class Relay:
         self._num_choices = max(1, message.sampling_options.n)
         self._choices: dict[int, ChoiceText] = {}
         self._finished: set[int] = set()
+        self._num_counted = 0
         self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
         record.prompt_tokens = len(message.token_ids)
 
@@ -78,9 +79,9 @@ class Relay:
             async for response in stream:
                 self._record.output()
                 self._record.instance = stream.instance.instance_id
+                pieces = [piece for delta in response.choices if (piece := self._piece(delta))]
                 if response.HasField("usage"):
                     self._count(response.usage)
-                pieces = [piece for delta in response.choices if (piece := self._piece(delta))]
                 if pieces:
                     yield pieces
                 if self._stops and len(self._finished) == self._num_choices:
@@ -110,17 +111,14 @@ class Relay:
         choice = self._choice(delta.index)
         token_ids: Sequence[int] = delta.token_ids
         logprobs = delta.logprobs if delta.HasField("logprobs") else None
-        if delta.HasField("text"):
+        if delta.HasField("text") or not choice.has_detokenizer:
             text = choice.feed_text(delta.text)
-        elif not token_ids or not choice.has_detokenizer:
-            text = ""
         else:
             text, count = choice.feed_tokens(token_ids)
             if count < len(token_ids):
                 token_ids = token_ids[:count]
-            self._record.output_tokens += count
-            if self._message.token_ids:
-                self.usage.completion_tokens += count
+        self._num_counted += len(token_ids)
+        self._record.output_tokens = self.usage.completion_tokens = self._num_counted
         finish = None
         if choice.stop is not None:
             finish = "stop"
@@ -133,13 +131,13 @@ class Relay:
         return Piece(delta.index, text, token_ids, logprobs, finish)
 
     def _count(self, usage: pb.Usage) -> None:
-        """Take the worker's counts, except for those that we make ourselves."""
-        counted = self.usage
+        """Take the worker's counts, except for those that we could make ourselves."""
         if self._message.token_ids:
-            usage.prompt_tokens, usage.completion_tokens = counted.prompt_tokens, counted.completion_tokens
-        else:
-            self._record.prompt_tokens, self._record.output_tokens = usage.prompt_tokens, usage.completion_tokens
-        counted.MergeFrom(usage)
+            usage.prompt_tokens = len(self._message.token_ids)
+        if self._num_counted:
+            usage.completion_tokens = self._num_counted
+        self.usage.CopyFrom(usage)
+        self._record.prompt_tokens, self._record.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
 async def collect(relay: Relay) -> dict[int, Piece]:

@@ -29,6 +29,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    name: str | None = None
 
 
 class Sampling(BaseModel):
@@ -36,10 +37,10 @@ class Sampling(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: str = Field(max_length=256)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**32)
     temperature: float | None = None
     top_p: float | None = None
     n: int | None = Field(None, ge=1, le=128)
@@ -53,12 +54,12 @@ class Sampling(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = Field(None, ge=0)
+    min_tokens: int | None = Field(None, ge=0, lt=2**32)
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool = True
-    priority: int | None = None
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
 
     #: Options of OpenAI's that are refused for now, unless they ask for what happens anyway.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
@@ -83,7 +84,7 @@ class ChatRequest(Sampling):
     """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     metadata: dict[str, str] | None = None

@@ -347,6 +347,10 @@ def test_the_hello_world_worker(cli: Start) -> None:
     assert worker.wait() == 0
 
 
+def _no_ignored_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job inherits it ignored
+
+
 def test_chat_in_the_terminal(cli: Start) -> None:
     """Ctrl-C stops an answer and not the chat."""
     import pty
@@ -358,7 +362,14 @@ def test_chat_in_the_terminal(cli: Start) -> None:
     up.wait_ready()
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "dynamo_grpc", "chat", "--url", up.url]
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+        preexec_fn=_no_ignored_signals,
+    )
     os.close(follower)
     seen = ""
 

@@ -68,7 +68,7 @@ async def front_of(mesh: Mesh, **settings: Any) -> AsyncIterator[Front]:
 @pytest.fixture
 async def front(mesh: Mesh) -> AsyncIterator[Front]:
     await mesh.serve_worker(tiny.Tiny())
-    async with front_of(mesh) as opened:
+    async with front_of(mesh, instance_wait_s=1.0) as opened:
         await eventually(opened.frontend.catalog.ready)
         yield opened
 
@@ -122,6 +122,15 @@ async def test_all_of_an_answer(front: Front) -> None:
     assert whole.usage is not None
     assert whole.usage.completion_tokens >= 64
     assert "\ufffd" not in (whole.choices[0].message.content or "")
+
+
+async def test_a_connection_outlives_a_bad_request(front: Front) -> None:
+    async with httpx.AsyncClient(base_url=front.url, limits=httpx.Limits(max_connections=1)) as http:
+        for body in ({**CHAT, "temperature": "hot"}, {**CHAT, "temperature": -1}, {**CHAT, "model": "nope"}):
+            for content in (json.dumps(body), "{"):
+                assert (await http.post("/v1/chat/completions", content=content)).status_code in (400, 404)
+                good = await http.post("/v1/chat/completions", content=json.dumps({**CHAT, "max_tokens": 1}))
+                assert good.status_code == 200
 
 
 async def test_several_choices_and_logprobs(front: Front) -> None:
@@ -202,6 +211,10 @@ async def test_unknown_fields_are_tolerated_and_named(front: Front) -> None:
         ({"stop": [""]}, 400, "stop", "empty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
         ({"seed": 2**63}, 400, "seed", "less than"),
+        ({"min_tokens": 5_000_000_000}, 400, "min_tokens", "less than"),
+        ({"priority": 2**40}, 400, "priority", "less than"),
+        ({"model": "x" * 300}, 400, "model", "256"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, 400, "messages.0.name", "string"),
         ({"top_k": 2**40}, 400, "top_k", "out of range"),
     ],
     ids=lambda value: "" if not isinstance(value, dict) else next(iter(value)),
@@ -231,7 +244,10 @@ async def test_bad_bodies(front: Front) -> None:
     assert "no JSON" in (await front.error("{", 400))["message"]
     assert "no JSON" in (await front.error(b"\xff", 400))["message"]
     assert (await front.error("[1]", 400))["type"] == "invalid_request_error"
-    assert "not a duration" not in (await front.error(CHAT, 400, headers={"x-request-timeout": "soon"}))["message"]
+    for wrong in ("soon", "0", "-1", "10000000000"):
+        assert "x-request-timeout" in (await front.error(CHAT, 400, headers={"x-request-timeout": wrong}))["message"]
+    strange = await front.post({**CHAT, "max_tokens": 1, "a\r\nb: c": 1})
+    assert strange.headers["x-warning"] == "unknown fields are ignored: a??b: c"
     assert (await front.error(CHAT, 400, headers={"x-worker-instance-id": "zz"}))["message"]
     response = await front.http.get("/v1/nothing")
     assert (response.status_code, "Not Found" in response.json()["error"]["message"]) == (404, True)
@@ -378,6 +394,57 @@ async def test_two_models_and_one_that_leaves(mesh: Mesh, front: Front) -> None:
     assert "known, but no worker serves it" in error["message"]
 
 
+async def test_a_known_model_is_waited_for(mesh: Mesh) -> None:
+    runtime = await mesh.serve_worker(tiny.Tiny())
+    async with front_of(mesh, instance_wait_s=20.0) as front:
+        await eventually(front.frontend.catalog.ready)
+        for how in (mesh.stop, mesh.lose):
+            await how(runtime)
+            waiting = asyncio.ensure_future(front.post({**CHAT, "max_tokens": 1}))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            runtime = await mesh.serve_worker(tiny.Tiny())
+            assert (await waiting).status_code == 200
+
+
+async def test_a_request_whose_only_worker_is_lost_waits_for_the_next(mesh: Mesh) -> None:
+    first = Watched()
+    first.is_silent = True
+    lost = await mesh.serve_worker(first)
+    async with front_of(mesh, instance_wait_s=20.0) as front:
+        await eventually(front.frontend.catalog.ready)
+        waiting = asyncio.ensure_future(front.post({**CHAT, "model": "watched", "max_tokens": 2}))
+        await asyncio.wait_for(first.started.wait(), 5)
+        await mesh.lose(lost)
+        await mesh.serve_worker(Watched())
+        assert (await waiting).status_code == 200
+
+
+async def test_a_worker_that_leaves_while_its_files_are_fetched(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    import time
+
+    import dynamo_grpc.control as control
+
+    read, reading, is_slow = control._read, threading.Event(), True
+
+    def slow(path: Path | None) -> bytes | None:
+        reading.set()
+        while is_slow:
+            time.sleep(0.01)
+        return read(path)
+
+    monkeypatch.setattr(control, "_read", slow)
+    first = await mesh.serve_worker(tiny.Tiny())
+    async with front_of(mesh) as front:
+        await asyncio.to_thread(reading.wait, 5)
+        await mesh.serve_worker(tiny.Tiny())
+        await mesh.stop(first)
+        is_slow = False
+        await eventually(front.frontend.catalog.ready)
+        assert (await front.post({**CHAT, "max_tokens": 1})).status_code == 200
+
+
 async def test_no_worker_at_all(mesh: Mesh) -> None:
     async with front_of(mesh, instance_wait_s=0.2) as front:
         await eventually(lambda: front.frontend.catalog.is_connected)
@@ -429,6 +496,21 @@ async def test_a_worker_that_takes_text(mesh: Mesh, front: Front) -> None:
     assert done.choices[0].text == "TELL ME MORE "
     assert done.usage is not None
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 2)
+    body = {"model": "upper", "prompt": "tell me more", "stop": "ME", "min_tokens": 1}
+    assert (await front.post(body, "/v1/completions")).json()["choices"][0]["text"] == "TELL "
+
+
+async def test_a_worker_that_gives_tokens_and_text(mesh: Mesh, front: Front) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield {"token_ids": [300, 301], "text": "two "}
+        yield {"token_ids": [302], "text": "three"}
+
+    await mesh.serve("both.backend.generate", handler, load_model(FOLDER, "both"))
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    whole = await front.openai.completions.create(model="both", prompt="x")
+    assert whole.choices[0].text == "two three"
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 3
 
 
 async def test_a_model_without_a_tokenizer_is_for_grpc(mesh: Mesh, front: Front) -> None:

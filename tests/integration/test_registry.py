@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import grpc
 import pytest
 
 from dynamo_grpc import ConfigurationError
 from dynamo_grpc.discovery import open_registry
 from dynamo_grpc.names import INSTANCES
 from dynamo_grpc.records import read_instances
-from dynamo_grpc.registry import Registry, View
+from dynamo_grpc.registry import Entry, Registry, View
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings
 from dynamo_grpc.registry.memory import MemoryRegistry
@@ -271,3 +272,73 @@ async def test_static_addresses_come_and_go(mesh: Mesh, tmp_path: Path) -> None:
         async with StaticRegistry(spec) as registry:
             (entry,) = read_instances(await registry.list(INSTANCES))
             assert entry.address.endswith(f":{port}")
+
+
+async def test_a_put_that_lands_late_takes_no_keys_along(etcd: EtcdRegistry) -> None:
+    """The first put seems to fail, and is applied after the second: its lease must be over by then."""
+    from dynamo_grpc.registry import etcd_pb2, wire
+
+    call, late = etcd.call, []
+
+    async def failing(method: Any, request: Any, timeout_s: float = 3.0) -> Any:
+        if method is wire.TXN and not late:
+            late.append(request)
+            raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata())
+        return await call(method, request, timeout_s)
+
+    etcd.call = failing  # type: ignore[method-assign]
+    registration = await etcd.register({"/late/a": b"1"})
+    await asyncio.wait_for(registration.wait_registered(), 5)
+    with pytest.raises(grpc.aio.AioRpcError, match="requested lease not found"):
+        await call(wire.TXN, late[0])
+    answer = await call(wire.LEASE_TIME_TO_LIVE, etcd_pb2.LeaseTimeToLiveRequest(ID=registration._lease_id, keys=True))
+    assert list(answer.keys) == [b"/late/a"]
+    await registration.close()
+
+
+async def test_a_deleted_key_is_put_again(etcd: EtcdRegistry) -> None:
+    from dynamo_grpc.registry import etcd_pb2, wire
+
+    registration = await etcd.register({"/deleted/a": b"1"})
+    await registration.wait_registered()
+    await etcd.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/deleted/a"))
+    view = View.start(etcd, "/deleted/")
+    await eventually(lambda: "/deleted/a" in view.entries)
+    await view.close()
+    await registration.close()
+
+
+async def test_keys_that_are_no_text_hide_no_others(etcd: EtcdRegistry) -> None:
+    from dynamo_grpc.registry import etcd_pb2, wire
+
+    view = View.start(etcd, "/bytes/")
+    await view.wait_ready()
+    for key in (b"/bytes/\xff", b"/bytes/a"):
+        await etcd.call(wire.PUT, etcd_pb2.PutRequest(key=key, value=b"\xff"))
+    await eventually(lambda: list(view.entries) == ["/bytes/a"])
+    assert read_instances([Entry(f"{INSTANCES}x", b"\xff", 1), Entry(f"{INSTANCES}y", b"[" * 10_000, 1)]) == []
+    await etcd.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/bytes/", range_end=b"/bytes0"))
+    await eventually(lambda: not view.entries)
+    await view.close()
+
+
+async def test_watches_of_a_static_list_are_independent(mesh: Mesh, tmp_path: Path) -> None:
+    async def handler(request: Any) -> None: ...
+
+    a, b = await mesh.serve("a.b.c", handler), await mesh.serve("a.b.d", handler)
+    file = tmp_path / "workers"
+    file.write_text(f"127.0.0.1:{a.server.port}\n127.0.0.1:{b.server.port}\n")
+    views = [View.start(StaticRegistry(f"@{file}"), prefix) for prefix in (INSTANCES, f"{INSTANCES}a/")]
+    for view in views:
+        await eventually(lambda view=view: len(view.entries) == 2)
+    for text in (f"127.0.0.1:{a.server.port}", "no address", f"127.0.0.1:{b.server.port}"):
+        file.write_text(text)
+        await asyncio.sleep(0.7)
+    for view in views:
+        await eventually(lambda view=view: [key for key in view.entries if "/d/" in key] == list(view.entries))
+        await view.close()
+
+
+def test_certificates_that_can_not_be_read_are_told_at_start() -> None:
+    with pytest.raises(ConfigurationError, match="/nowhere"):
+        open_registry(env={"ETCD_AUTH_CA": "/nowhere"})
