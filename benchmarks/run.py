@@ -89,7 +89,8 @@ async def load(url: str, streams: int, tokens: int, seconds: float) -> tuple[int
     async def loop() -> None:
         nonlocal total
         while time.monotonic() < end:
-            total += await one(host, int(port), tokens, ttft_s)
+            done = await one(host, int(port), tokens, ttft_s)  # `total += await` would add to a stale total
+            total += done
 
     await asyncio.gather(*(loop() for _ in range(streams)))
     return total, ttft_s
@@ -99,7 +100,7 @@ def measure(name: str, streams: int, delay_s: float, seconds: float) -> None:
     """Print one line."""
     mesh = Mesh(delay_s)
     try:
-        asyncio.run(load(mesh.url, 2, 5, 0.5))  # warm up
+        asyncio.run(load(mesh.url, 2, 5, 0.5))  # warm up; the first request waits for the model
         before, started = (cpu_s(mesh.frontend), cpu_s(mesh.worker)), time.monotonic()
         tokens, ttft_s = asyncio.run(load(mesh.url, streams, 100, seconds))
         took_s = time.monotonic() - started

@@ -131,7 +131,8 @@ class Catalog:
                     model = self._lookup(name)
                     if model is not None and model.is_ready:
                         return model
-                    if model is None and time.monotonic() - self._gone.get(name, -math.inf) > wait_s:
+                    gone_s = time.monotonic() - self._gone.get(name, -math.inf)
+                    if model is None and self.is_connected and gone_s > wait_s:
                         break  # unknown, or gone for longer than anybody would wait
                     await self._wait_changed()
         if name in self._gone or self._lookup(name) is not None:

@@ -199,7 +199,7 @@ def test_three_workers_share_the_load(cli: Start) -> None:
 def test_start_order_does_not_matter(cli: Start) -> None:
     port, http = free_port(), free_port()
     env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "ETCD_LEASE_TTL": "3"}
-    frontend = cli("frontend", "--http-port", str(http), env=env)
+    frontend = cli("frontend", "--http-port", str(http), "--instance-wait-s", "0.5", env=env)
     worker = cli("worker", "tiny", env=env)
     url = f"http://127.0.0.1:{http}"
     frontend.wait_for("frontend ready")
