@@ -18,6 +18,7 @@ from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_op
 from dynamo_grpc.errors import ConfigurationError, names
 from dynamo_grpc.names import nearest
 from dynamo_grpc.server import Served
+from dynamo_grpc.telemetry import configure_tracing
 from dynamo_grpc.worker import Worker, WorkerSettings, serve_worker
 
 WORKERS = "dynamo_grpc.workers"
@@ -62,6 +63,7 @@ def worker(target: str, **options: Any) -> None:
         _run(found, options)
         return
     configure_logging(options["log_level"])
+    configure_tracing("dynamo-grpc-worker")
     for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
         os.environ[name] = str(options[flag])
     asyncio.run(found())
@@ -81,6 +83,7 @@ def worker_command(cls: type[Worker]) -> click.Command:
 
 def _run(cls: type[Worker], options: dict[str, Any]) -> None:
     configure_logging(options.pop("log_level"))
+    configure_tracing("dynamo-grpc-worker")
     system_port = options.pop("system_port")
     settings = WorkerSettings(**options, system_port=None if system_port in (None, -1) else system_port)
     _install_uvloop()

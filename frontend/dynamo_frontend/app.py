@@ -140,7 +140,7 @@ class Frontend:
         async def work(writer: Writer) -> None:
             carrier = {key: value for key, value in request.headers.items() if key in ("traceparent", "tracestate")}
             with server_span(
-                f"POST /v1/{endpoint}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}
+                f"POST {request.url.path}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}
             ):
                 model = await self.catalog.find(body.model)
                 record.begin(model.card.name)

@@ -21,6 +21,7 @@ from dynamo_grpc.cli.options import (
     router_mode_option,
     static_option,
 )
+from dynamo_grpc.telemetry import configure_tracing
 
 
 @click.command(
@@ -61,6 +62,7 @@ Examples:
 def frontend(**options: Any) -> None:
     """Serve OpenAI's HTTP API for all models of the mesh."""
     configure_logging(options["log_level"])
+    configure_tracing("dynamo-grpc-frontend")
     registry = registry_from(options["static"])
     settings = FrontendSettings(
         namespace=options["namespace"],

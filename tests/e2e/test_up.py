@@ -332,6 +332,26 @@ def test_settings_by_environment(cli: Start) -> None:
     assert json.load(caught.value)["endpoints"] == {"dynamo.backend.generate": "notready"}
 
 
+def test_traces_go_from_http_into_the_worker(cli: Start) -> None:
+    port, http = free_port(), free_port()
+    env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    cli("registry", "--port", str(port)).wait_for("ready")
+    worker = cli("worker", "tiny", env=env)
+    frontend = cli("frontend", "--http-port", str(http), env=env)
+    frontend.wait_for("model 'tiny' is ready")
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    body = json.dumps({**CHAT, "max_tokens": 2}).encode()
+    urllib.request.urlopen(
+        urllib.request.Request(f"http://127.0.0.1:{http}/v1/chat/completions", body, headers), timeout=20
+    )
+    worker.wait_for(rf'(?s)"name": "dynamo_grpc.v1.Inference/Generate".*"trace_id": "0x{trace_id}"')
+    span = frontend.wait_for(
+        rf'(?s)"name": "POST /v1/chat/completions".*?"trace_id": "0x{trace_id}".*?"span_id": "(0x\w+)"'
+    )
+    worker.wait_for(f'"parent_id": "{span[1]}"')
+
+
 def test_the_hello_world_worker(cli: Start) -> None:
     port = free_port()
     env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "HELLO_DELAY_S": "0.01"}
