@@ -39,7 +39,9 @@ from dynamo_grpc.errors import (
 from dynamo_grpc.handlers import dynamo_endpoint
 from dynamo_grpc.messages import set_fields
 from dynamo_grpc.routing import RouterMode
-from dynamo_grpc.runtime import DistributedRuntime, dynamo_worker, register_llm, register_model
+from dynamo_grpc.endpoint import register_llm, register_model
+from dynamo_grpc.entry import dynamo_worker
+from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.serving import register_server
 from dynamo_grpc.version import __version__
 from dynamo_grpc.worker import Worker, run

@@ -6,35 +6,28 @@ A request whose attempt fails before its first output goes to another instance: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Self
 
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context, current_context
-from dynamo_grpc.delivery import Delivery, M, OutputStream
+from dynamo_grpc.delivery import Delivery
 from dynamo_grpc.errors import (
     InvalidRequestError,
-    MeshError,
     NoInstancesError,
     RegistryError,
-    Retry,
-    WrongInstanceError,
     names,
 )
-from dynamo_grpc.instances import InstanceSet, Live
+from dynamo_grpc.instances import InstanceSet
 from dynamo_grpc.messages import from_dict, from_value, to_value
 from dynamo_grpc.names import INSTANCES, EndpointName, nearest
 from dynamo_grpc.records import read_instances
 from dynamo_grpc.registry.base import Registry, View
-from dynamo_grpc.routing import Candidate, Policy, RouterMode, make_policy
+from dynamo_grpc.routed import RoutedStream, Router
+from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
-#: How many instances a request is tried at before its first output.
-MAX_ATTEMPTS = 4
 _REGISTRY_S = 10.0
 _REASONS = {
     inference_pb2.FINISH_REASON_STOP: "stop",
@@ -43,164 +36,6 @@ _REASONS = {
     inference_pb2.FINISH_REASON_CONTENT_FILTER: "content_filter",
     inference_pb2.FINISH_REASON_CANCELLED: "cancelled",
 }
-
-
-class RoutedStream(Generic[M]):
-    """The outputs of one request, wherever it runs: an async iterator; use it with `async with`, or read it to its end.
-
-    Args:
-        open_at: opens the request at an instance.
-        choose: picks an instance that is not excluded, or raises.
-        choose_later: the same, after a failure; it may wait for one.
-        mark_gone: is told of instances whose address belongs to another process.
-
-    Attributes:
-        instance: who serves it now.
-    """
-
-    def __init__(
-        self,
-        open_at: Callable[[Live], OutputStream[M]],
-        choose: Callable[[frozenset[int]], Live],
-        choose_later: Callable[[frozenset[int]], Awaitable[Live]],
-        mark_gone: Callable[[int], None],
-    ) -> None:
-        self._open_at: Callable[[Live], OutputStream[M]] = open_at
-        self._choose_later, self._mark_gone = choose_later, mark_gone
-        self._failed: set[int] = set()
-        self._has_output = False
-        self._stream: OutputStream[M] = open_at(choose(frozenset()))
-
-    @property
-    def instance(self) -> model_card_pb2.Instance:
-        """Who serves it now."""
-        return self._stream.instance
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> M:
-        while True:
-            try:
-                message = await self._stream.__anext__()
-            except MeshError as error:
-                await self._go_elsewhere(error)
-                continue
-            self._has_output = True
-            return message
-
-    async def _go_elsewhere(self, error: MeshError) -> None:
-        if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
-            raise error
-        self._failed.add(self.instance.instance_id)
-        if isinstance(error, WrongInstanceError):
-            self._mark_gone(self.instance.instance_id)
-        if len(self._failed) >= MAX_ATTEMPTS:
-            raise error
-        try:
-            live = await self._choose_later(frozenset(self._failed))
-        except MeshError:
-            raise error from None
-        self._stream = self._open_at(live)
-
-    async def aclose(self) -> None:
-        """Leave the stream: the worker is told."""
-        await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class Router:
-    """Sends requests to the instances of a set.
-
-    Args:
-        describe: what the set is, for the error when it is empty.
-        wait_s: how long a request that failed before its first output waits for another instance.
-    """
-
-    def __init__(
-        self,
-        instances: InstanceSet,
-        delivery: Delivery,
-        describe: str,
-        wait_s: float = 0.0,
-        rng: random.Random | None = None,
-    ) -> None:
-        self.instances, self._delivery, self._describe, self._wait_s = instances, delivery, describe, wait_s
-        self._rng = rng or random.Random()
-        self._policies: dict[RouterMode, Policy | None] = {}
-
-    def choose(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
-        """Pick an instance.
-
-        Raises:
-            NoInstancesError: there is none left.
-            InvalidRequestError: direct mode without an instance id.
-        """
-        if instance_id is not None:
-            live = self.instances.get(instance_id)
-            if live is None or instance_id in excluded:
-                known = [str(other.instance_id) for other in self.instances.all()]
-                raise NoInstancesError(
-                    f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}"
-                )
-            return live
-        if mode not in self._policies:
-            self._policies[mode] = make_policy(mode, self._rng)
-        policy = self._policies[mode]
-        if policy is None:
-            raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
-        routable = {live.instance_id: live for live in self.instances.routable(excluded)}
-        if not routable:
-            down = len(self.instances.all()) - len(excluded)
-            state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
-            raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
-        chosen = policy.choose([Candidate(i, live.connection.num_inflight) for i, live in routable.items()])
-        return routable[chosen.instance_id]
-
-    async def _choose_later(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
-        """Pick an instance after a failure; while there is none, wait for one."""
-        end = time.monotonic() + self._wait_s
-        while True:
-            try:
-                return self.choose(mode, instance_id, excluded)
-            except NoInstancesError:
-                if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
-                    raise
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.instances.wait_changed(), left_s)
-
-    def generate(
-        self,
-        request: inference_pb2.PreprocessedRequest,
-        context: Context,
-        mode: RouterMode,
-        instance_id: int | None = None,
-    ) -> RoutedStream[inference_pb2.GenerateResponse]:
-        """Send a request to a model."""
-        return RoutedStream(
-            lambda live: self._delivery.open_generate(live, request, context),
-            lambda excluded: self.choose(mode, instance_id, excluded),
-            lambda excluded: self._choose_later(mode, instance_id, excluded),
-            self.instances.mark_gone,
-        )
-
-    def call(
-        self, request: endpoint_pb2.CallRequest, context: Context, mode: RouterMode, instance_id: int | None = None
-    ) -> RoutedStream[endpoint_pb2.CallResponse]:
-        """Send a request to an endpoint of any kind."""
-        return RoutedStream(
-            lambda live: self._delivery.open_call(live, request, context),
-            lambda excluded: self.choose(mode, instance_id, excluded),
-            lambda excluded: self._choose_later(mode, instance_id, excluded),
-            self.instances.mark_gone,
-        )
 
 
 class Annotated:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import timestamp_pb2
 
-from dynamo_grpc.errors import DETAILS_KEY, FileNotKnownError, status_code, status_details
+from dynamo_grpc.errors import FileNotKnownError
 from dynamo_grpc.lifecycle import State
+from dynamo_grpc.status import DETAILS_KEY, status_code, status_details
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ import grpc
 
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError, from_rpc_error
+from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError
 from dynamo_grpc.instances import Live
 from dynamo_grpc.metadata import printable, to_metadata
+from dynamo_grpc.status import from_rpc_error
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.names import nearest
 from dynamo_grpc.registry.base import Registry
-from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings
+from dynamo_grpc.registry.etcd import EtcdRegistry
+from dynamo_grpc.registry.etcd_settings import EtcdSettings
 from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.registry.static import StaticRegistry
 

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import secrets
-import signal
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from google.protobuf import timestamp_pb2
 
-from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
+from dynamo_grpc.cards import Model
 from dynamo_grpc.client import Client
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery
 from dynamo_grpc.discovery import open_registry
+from dynamo_grpc.endpoint import Endpoint, Namespace
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.names import MODELS, EndpointName, check_part
 from dynamo_grpc.records import holding_cards, read_cards, refusal, to_json
 from dynamo_grpc.registry.base import Registration, Registry, View
-from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.version import __version__
@@ -305,160 +302,3 @@ class DistributedRuntime:
         await self.server.drain(self.drain_limit_s if self._is_graceful else 0.0)
         await self.server.stop()
         self._is_drained.set()
-
-
-class Namespace:
-    """A namespace; its components are found by name."""
-
-    def __init__(self, runtime: DistributedRuntime, name: str) -> None:
-        self._runtime, self.name = runtime, name
-
-    def component(self, name: str) -> Component:
-        """A component of the namespace."""
-        return Component(self._runtime, self.name, check_part("component", name))
-
-
-class Component:
-    """A component; its endpoints are found by name."""
-
-    def __init__(self, runtime: DistributedRuntime, namespace: str, name: str) -> None:
-        self._runtime, self._namespace, self.name = runtime, namespace, name
-
-    def endpoint(self, name: str) -> Endpoint:
-        """An endpoint of the component."""
-        return Endpoint(self._runtime, EndpointName(self._namespace, self.name, name))
-
-
-class Endpoint:
-    """An endpoint: serve it, or make a client of it."""
-
-    def __init__(self, runtime: DistributedRuntime, name: EndpointName) -> None:
-        self.runtime, self.name = runtime, name
-
-    async def serve_endpoint(
-        self,
-        handler: Callable[..., Any],
-        graceful_shutdown: bool = True,
-        metrics_labels: Sequence[tuple[str, str]] | None = None,
-        health_check_payload: Any = None,
-    ) -> None:
-        """Serve the endpoint; returns after shutdown, when its requests have ended.
-
-        Args:
-            handler: `(request)` or `(request, context)`; an async generator, or a coroutine that returns one value.
-                After `register_model` for this endpoint it gets a dict of the fields that were set and yields token ids
-                or dicts.
-            graceful_shutdown: finish what runs before returning, within `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT` seconds.
-            metrics_labels: pairs that stand with the instance in the registry.
-            health_check_payload: a request that must give an output before the endpoint becomes ready.
-
-        Raises:
-            ConfigurationError: the handler can't be one, or the port is taken.
-        """
-        await self.runtime.serve(
-            self.name,
-            handler,
-            graceful_shutdown=graceful_shutdown,
-            labels=dict(metrics_labels or ()),
-            health_check_payload=health_check_payload,
-        )
-
-    async def client(self, router_mode: RouterMode | None = None) -> Client:
-        """A client that watches the endpoint's instances; it lives as long as the runtime."""
-        runtime = self.runtime
-        client = Client(
-            self.name, runtime.registry, runtime.connections, runtime.delivery, router_mode or RouterMode.RoundRobin
-        )
-        runtime._clients.append(client)
-        return client
-
-    def __str__(self) -> str:
-        return str(self.name)
-
-
-async def register_model(
-    model_input: ModelInput,
-    model_type: ModelType,
-    endpoint: Endpoint,
-    model_path: str | Path | None,
-    model_name: str | None = None,
-    **options: Any,
-) -> None:
-    """Say which model an endpoint serves; call it before `serve_endpoint`.
-
-    Args:
-        options: as `load_model` takes them: context_length, kv_cache_block_size, migration_limit, capabilities,
-            runtime_config, user_data, chat_template, aliases.
-
-    Raises:
-        ConfigurationError: the model folder is missing or incomplete.
-    """
-    model = load_model(model_path, model_name or "", model_input=model_input, model_type=model_type, **options)
-    endpoint.runtime.set_model(endpoint.name, model)
-
-
-register_llm = register_model
-
-
-def dynamo_worker(
-    **settings: Any,
-) -> Callable[[Callable[..., Awaitable[_R]]], Callable[..., Awaitable[_R | None]]]:
-    """Give an async function a runtime made from the environment, as its first argument.
-
-    The first SIGTERM or SIGINT begins the shutdown (or cancels the function, if it serves no endpoint); a second one
-    ends the process at once. The runtime is closed when the function returns.
-
-    Args:
-        settings: as DistributedRuntime takes them.
-    """
-
-    def decorate(function: Callable[..., Awaitable[_R]]) -> Callable[..., Awaitable[_R | None]]:
-        @functools.wraps(function)
-        async def run(*args: Any, **kwargs: Any) -> _R | None:
-            async with DistributedRuntime(**settings) as runtime:
-                task = asyncio.ensure_future(function(runtime, *args, **kwargs))
-                try:
-                    with stop_signals(runtime, task):
-                        return await task
-                except asyncio.CancelledError:
-                    if runtime.is_shutting_down and not _is_being_cancelled():
-                        return None
-                    raise
-                finally:
-                    task.cancel()
-
-        run.__dynamo_worker__ = True  # type: ignore[attr-defined]
-        return run
-
-    return decorate
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return bool(task is not None and task.cancelling())
-
-
-@contextlib.contextmanager
-def stop_signals(runtime: DistributedRuntime, task: asyncio.Future[Any]) -> Any:
-    """While inside, SIGTERM and SIGINT shut the runtime down; `task` is cancelled if it serves nothing."""
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        if runtime.is_shutting_down:
-            os._exit(128 + number)
-        runtime.shutdown()
-        if not runtime.is_serving:
-            task.cancel()
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    try:
-        for number in signals:
-            loop.add_signal_handler(number, stop, number)
-    except (NotImplementedError, RuntimeError, ValueError):  # no main thread, or Windows: the caller's signals stay
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)

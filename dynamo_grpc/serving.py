@@ -13,12 +13,14 @@ import grpc
 from dynamo_grpc import health
 from dynamo_grpc.cards import load_model
 from dynamo_grpc.control import ControlServicer
+from dynamo_grpc.entry import stop_signals
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.records import to_json
-from dynamo_grpc.runtime import DistributedRuntime, stop_signals
-from dynamo_grpc.server import CONTROL, INFERENCE, Served, Server
+from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.server import Served, Server
+from dynamo_grpc.services import CONTROL, INFERENCE
 from dynamo_grpc.v1 import control_pb2_grpc
 
 

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
 from dynamo_grpc.context import Context
+from dynamo_grpc.entry import stop_signals
 from dynamo_grpc.names import EndpointName
-from dynamo_grpc.runtime import DistributedRuntime, stop_signals
+from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
 from dynamo_grpc.system import open_system_server
 from dynamo_grpc.v1 import inference_pb2

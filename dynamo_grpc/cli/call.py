@@ -10,9 +10,10 @@ import click
 
 from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, registry_from, static_option
 from dynamo_grpc.context import Context
+from dynamo_grpc.entry import stop_signals
 from dynamo_grpc.errors import InvalidRequestError
 from dynamo_grpc.names import EndpointName
-from dynamo_grpc.runtime import DistributedRuntime, stop_signals
+from dynamo_grpc.runtime import DistributedRuntime
 
 
 @click.command(

@@ -12,6 +12,9 @@ import grpc
 
 from dynamo_grpc.registry import etcd_pb2 as pb
 
+#: Sent with streams: a member that is cut off from the others must say so.
+LEADER = (("hasleader", "true"),)
+
 
 class Method(NamedTuple):
     """One method of etcd's API."""
@@ -78,3 +81,10 @@ def in_range(key: bytes, start: bytes, end: bytes) -> bool:
     if not end:
         return key == start
     return key >= start and (end == b"\0" or key < end)
+
+
+def describe(error: BaseException) -> str:
+    """One line for a log."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__

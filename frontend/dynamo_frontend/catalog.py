@@ -29,13 +29,13 @@ from dynamo_grpc import (
     RouterMode,
     UnsupportedError,
 )
-from dynamo_grpc.client import Router
 from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
 from dynamo_grpc.records import holding_cards, read_cards
 from dynamo_grpc.registry import View
+from dynamo_grpc.routed import Router
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 

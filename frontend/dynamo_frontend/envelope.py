@@ -19,7 +19,7 @@ from dynamo_grpc import (
     TooLargeError,
     UnsupportedError,
 )
-from dynamo_grpc.errors import from_exception
+from dynamo_grpc.status import from_exception
 
 _CODES: dict[type[MeshError], str] = {
     ContextLengthError: "context_length_exceeded",

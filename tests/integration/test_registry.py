@@ -16,7 +16,8 @@ from dynamo_grpc.names import INSTANCES
 from dynamo_grpc.records import read_instances
 from dynamo_grpc.registry import Entry, Registry, View
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
-from dynamo_grpc.registry.etcd import EtcdRegistry, EtcdSettings
+from dynamo_grpc.registry.etcd import EtcdRegistry
+from dynamo_grpc.registry.etcd_settings import EtcdSettings
 from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.registry.static import StaticRegistry, parse_addresses
 from dynamo_grpc.testing import Mesh

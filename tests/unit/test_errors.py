@@ -3,8 +3,9 @@
 import grpc
 import pytest
 
-from dynamo_grpc import errors
-from dynamo_grpc.errors import HttpError, MeshError, Retry, from_exception, from_status, status_code, status_details
+from dynamo_grpc import errors, status
+from dynamo_grpc.errors import HttpError, MeshError, Retry
+from dynamo_grpc.status import from_exception, from_status, status_code, status_details
 
 TABLE = [
     # class, gRPC code, HTTP status, retry
@@ -44,7 +45,7 @@ def test_every_error_survives_the_wire(cls: type[MeshError], code: str, status: 
 
 def test_the_table_is_complete() -> None:
     untold = {errors.MeshError, errors.ConfigurationError, errors.HttpError}
-    assert set(errors._tree(MeshError)) - untold == {row[0] for row in TABLE}
+    assert set(status._tree(MeshError)) - untold == {row[0] for row in TABLE}
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 418, 429, 499, 500, 502, 503])

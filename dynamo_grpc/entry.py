@@ -1,0 +1,79 @@
+"""How a process of the mesh begins and ends: a runtime for a function, and what the signals do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from dynamo_grpc.runtime import DistributedRuntime
+
+_R = TypeVar("_R")
+
+
+def dynamo_worker(
+    **settings: Any,
+) -> Callable[[Callable[..., Awaitable[_R]]], Callable[..., Awaitable[_R | None]]]:
+    """Give an async function a runtime made from the environment, as its first argument.
+
+    The first SIGTERM or SIGINT begins the shutdown (or cancels the function, if it serves no endpoint); a second one
+    ends the process at once. The runtime is closed when the function returns.
+
+    Args:
+        settings: as DistributedRuntime takes them.
+    """
+
+    def decorate(function: Callable[..., Awaitable[_R]]) -> Callable[..., Awaitable[_R | None]]:
+        @functools.wraps(function)
+        async def run(*args: Any, **kwargs: Any) -> _R | None:
+            async with DistributedRuntime(**settings) as runtime:
+                task = asyncio.ensure_future(function(runtime, *args, **kwargs))
+                try:
+                    with stop_signals(runtime, task):
+                        return await task
+                except asyncio.CancelledError:
+                    if runtime.is_shutting_down and not _is_being_cancelled():
+                        return None
+                    raise
+                finally:
+                    task.cancel()
+
+        run.__dynamo_worker__ = True  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return bool(task is not None and task.cancelling())
+
+
+@contextlib.contextmanager
+def stop_signals(runtime: DistributedRuntime, task: asyncio.Future[Any]) -> Any:
+    """While inside, SIGTERM and SIGINT shut the runtime down; `task` is cancelled if it serves nothing."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        if runtime.is_shutting_down:
+            os._exit(128 + number)
+        runtime.shutdown()
+        if not runtime.is_serving:
+            task.cancel()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    try:
+        for number in signals:
+            loop.add_signal_handler(number, stop, number)
+    except (NotImplementedError, RuntimeError, ValueError):  # no main thread, or Windows: the caller's signals stay
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)

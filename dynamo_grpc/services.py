@@ -1,0 +1,141 @@
+"""Inference and Endpoint over the endpoints of a server: each request goes through `Server.serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import Message
+
+from dynamo_grpc.context import Context
+from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError
+from dynamo_grpc.generation import Generation
+from dynamo_grpc.messages import from_value, to_dict, to_value
+from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
+from dynamo_grpc.validation import check_request, with_defaults
+
+if TYPE_CHECKING:
+    from dynamo_grpc.server import Served, Server
+
+INFERENCE = "dynamo_grpc.v1.Inference"
+ENDPOINT = "dynamo_grpc.v1.Endpoint"
+CONTROL = "dynamo_grpc.v1.Control"
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServicer):
+    """Generate and GenerateOnce over a server's models."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]
+        await self._server.serve(
+            context, f"{INFERENCE}/Generate", request.request_id, lambda inner: self._generate(request, inner)
+        )
+
+    async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
+        folded = inference_pb2.GenerateResponse()
+
+        async def work(inner: Context) -> AsyncIterator[Message]:
+            async with contextlib.aclosing(self._generate(request, inner)) as responses:  # type: ignore[type-var]
+                async for response in responses:
+                    fold(folded, response)
+                    await asyncio.sleep(0)  # nothing is written: a handler that never awaits must not hold the loop
+            return
+            yield  # makes it a generator: the answer is returned, not written
+
+        await self._server.serve(context, f"{INFERENCE}/GenerateOnce", request.request_id, work)
+        return folded
+
+    async def _generate(
+        self, request: inference_pb2.PreprocessedRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        served = self._server.model(request.model)
+        assert served.card is not None
+        if served.refused_because:
+            raise CardMismatchError(served.refused_because)
+        check_request(request, served.card)
+        full = with_defaults(request, served.card)
+        full.request_id = context.id()
+        generation = Generation(served.handler.name, full, served.card.vocab_size)
+        stream = served.handler(to_dict(full) if served.gives_dicts else full, context)
+        async with contextlib.aclosing(stream) as items:  # type: ignore[type-var]
+            async for item in items:
+                if response := generation.feed(item):
+                    yield self._sign(response, served)
+                else:
+                    await asyncio.sleep(0)
+                if generation.is_finished:
+                    return
+        if response := generation.end(is_stopped=context.is_stopped()):
+            yield self._sign(response, served)
+
+    @staticmethod
+    def _sign(response: inference_pb2.GenerateResponse, served: Served) -> inference_pb2.GenerateResponse:
+        if response.sequence == 0:
+            response.worker.instance_id = served.instance.instance_id
+            response.worker.epoch = served.instance.epoch
+        return response
+
+
+class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
+    """Call over a server's endpoints of any kind."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]
+        await self._server.serve(
+            context, f"{ENDPOINT}/Call", request.request_id, lambda inner: self._call(request, inner)
+        )
+
+    async def _call(
+        self, request: endpoint_pb2.CallRequest, context: Context
+    ) -> AsyncIterator[endpoint_pb2.CallResponse]:
+        served = self._server.endpoint(request.endpoint)
+        if served.card:
+            raise EndpointNotFoundError(
+                f"endpoint {served.name} is a model's: call {INFERENCE}/Generate", param="endpoint"
+            )
+        payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
+        sequence = 0
+        async with contextlib.aclosing(served.handler(payload, context)) as items:  # type: ignore[type-var]
+            async for item in items:
+                yield to_call_response(item, sequence, served.handler.name)
+                sequence += 1
+
+
+def to_call_response(item: Any, sequence: int, handler_name: str) -> endpoint_pb2.CallResponse:
+    """What a handler yielded, as a message.
+
+    Raises:
+        HandlerOutputError: it is neither bytes nor a JSON value.
+    """
+    if isinstance(item, (bytes, bytearray)):
+        return endpoint_pb2.CallResponse(sequence=sequence, data=bytes(item))
+    try:
+        return endpoint_pb2.CallResponse(sequence=sequence, json=to_value(item))
+    except TypeError as error:
+        raise HandlerOutputError(
+            f"handler {handler_name} yielded {item!r:.80} ({type(item).__name__}): {error}; "
+            "an endpoint's handler yields bytes or JSON values"
+        ) from None
+
+
+def fold(folded: inference_pb2.GenerateResponse, response: inference_pb2.GenerateResponse) -> None:
+    """Add one output of a stream to the answer that is all of them."""
+    by_index = {choice.index: choice for choice in folded.choices}
+    for delta in response.choices:
+        choice = by_index.get(delta.index)
+        if choice is None:
+            folded.choices.add().CopyFrom(delta)
+            continue
+        text = choice.text + delta.text
+        choice.MergeFrom(delta)  # lists are concatenated
+        if delta.HasField("text"):
+            choice.text = text
+    for name in ("usage", "prompt_info", "worker", "annotations"):
+        if response.HasField(name):  # type: ignore[arg-type]
+            getattr(folded, name).CopyFrom(getattr(response, name))
