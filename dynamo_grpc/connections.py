@@ -7,10 +7,12 @@ end; it is back when its address answers again.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 import grpc
 
+from dynamo_grpc.inbox import LaneClient
 from dynamo_grpc.v1 import control_pb2_grpc, endpoint_pb2_grpc, inference_pb2_grpc
 
 #: Largest message in either direction, in bytes.
@@ -37,7 +39,7 @@ class Connection:
         is_up: False after a connection broke or was refused, until one is there again.
     """
 
-    def __init__(self, address: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, address: str, on_change: Callable[[], None], *, has_lane: bool) -> None:
         self.address = address
         self.is_up = True
         self.num_users = 0
@@ -46,6 +48,7 @@ class Connection:
         self.inference = inference_pb2_grpc.InferenceStub(self.channel)
         self.endpoint = endpoint_pb2_grpc.EndpointStub(self.channel)
         self.control = control_pb2_grpc.ControlStub(self.channel)
+        self.lane = LaneClient(self.inference, address) if has_lane else None
         self._on_change = on_change
         self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"connection {address}")
 
@@ -65,17 +68,29 @@ class Connection:
             self.is_up = is_up
             self._on_change()
 
+    @property
+    def has_open_lane(self) -> bool:
+        """Whether outputs can come in shared frames now."""
+        return self.lane is not None and bool(self.lane.name)
+
     async def close(self) -> None:
         """End the channel and all its calls."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        if self.lane:
+            await self.lane.close()
         await self.channel.close()
 
 
 class Connections:
-    """All channels of a process, shared by its clients."""
+    """All channels of a process, shared by its clients.
 
-    def __init__(self) -> None:
+    Args:
+        has_lanes: outputs come in shared frames where the worker can; default unless DYN_DELIVERY is 0.
+    """
+
+    def __init__(self, *, has_lanes: bool | None = None) -> None:
+        self._has_lanes = os.environ.get("DYN_DELIVERY", "1") != "0" if has_lanes is None else has_lanes
         self._by_address: dict[str, Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._callbacks: list[Callable[[], None]] = []
@@ -83,7 +98,7 @@ class Connections:
     def acquire(self, address: str) -> Connection:
         """The connection to `address`; give it back with `release`."""
         if address not in self._by_address:
-            self._by_address[address] = Connection(address, self._changed)
+            self._by_address[address] = Connection(address, self._changed, has_lane=self._has_lanes)
         connection = self._by_address[address]
         connection.num_users += 1
         return connection

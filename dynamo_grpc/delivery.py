@@ -1,7 +1,7 @@
 """The stream of one request at one instance: open it, yield its outputs, end it.
 
-Everything that travels between client and worker for a request goes through here: call, metadata, deadline, stop, kill,
-sequence check, error mapping. Retries and routing belong to the caller.
+Everything that travels between client and worker for a request goes through here: call, delivery, metadata, deadline,
+stop, kill, error mapping. Retries and routing belong to the caller.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import grpc
 
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import DeadlineError, HandlerEndedError, MeshError, RequestCancelledError
+from dynamo_grpc.errors import DeadlineError, RequestCancelledError
+from dynamo_grpc.inbox import Inbox
 from dynamo_grpc.instances import Live
-from dynamo_grpc.metadata import printable, to_metadata
+from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, to_metadata
 from dynamo_grpc.status import from_rpc_error
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
@@ -39,13 +40,13 @@ class OutputStream(Generic[M]):
     worker has GENTLE_S to end by itself.
     """
 
-    def __init__(self, live: Live, call: Any, context: Context, connections: Connections, tasks: set[Any]) -> None:
+    def __init__(
+        self, live: Live, connection: Connection, call: Any, inbox: Inbox, context: Context, forget: Callable[[], None],
+        own: Callable[[Any], None],
+    ) -> None:  # fmt: skip
         self.instance = live.instance
-        self._call, self._context, self._tasks = call, context, tasks
-        self._connection = connections.acquire(live.connection.address)
-        self._connection.num_inflight += 1
-        self._forget = functools.partial(_forget, connections, self._connection)
-        self._num_received = 0
+        self._connection, self._call, self._inbox, self._context = connection, call, inbox, context
+        self._forget, self._own = forget, own
         self._is_closed = False
         context.link(self)
 
@@ -53,35 +54,35 @@ class OutputStream(Generic[M]):
         return self
 
     async def __anext__(self) -> M:
+        inbox = self._inbox
+        if not inbox.ready:
+            await self._wait()
+        return inbox.ready.pop(0)  # type: ignore[no-any-return]
+
+    async def take(self) -> list[M]:
+        """All outputs that are there; waits for one.
+
+        Raises:
+            StopAsyncIteration: the stream has ended.
+            MeshError: it has failed.
+        """
+        inbox = self._inbox
+        if not inbox.ready:
+            await self._wait()
+        ready, inbox.ready = inbox.ready, []
+        return ready
+
+    async def _wait(self) -> None:
         try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
+            await self._inbox.wait()
+        except asyncio.CancelledError:  # the reader is cancelled: so is the request
+            self._leave()
+            raise
+        if not self._inbox.ready:
             self._release()
-            raise self._error(error) from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            self._release()  # the call was cancelled, not we
-            raise RequestCancelledError(f"request {self._context.id()} was killed") from None
-        if message is grpc.aio.EOF:
-            self._release()
+            if self._inbox.error is not None:
+                raise self._inbox.error
             raise StopAsyncIteration
-        self._check(message.sequence)
-        return message  # type: ignore[no-any-return]
-
-    def _check(self, sequence: int) -> None:
-        # Workers that don't number their outputs send 0 for all; those that do are held to it.
-        if sequence not in (0, self._num_received):
-            what = "lost" if sequence > self._num_received else "doubled"
-            raise HandlerEndedError(f"an output was {what}: expected number {self._num_received}, got {sequence}")
-        self._num_received += 1
-
-    def _error(self, error: grpc.aio.AioRpcError) -> MeshError:
-        told = from_rpc_error(error)
-        if isinstance(told, DeadlineError):
-            return DeadlineError(f"request {self._context.id()} took longer than its time-out")
-        return told
 
     def stop(self) -> None:
         """Ask the worker for a gentle end."""
@@ -104,11 +105,6 @@ class OutputStream(Generic[M]):
                     wait_s *= 2
         except (grpc.aio.AioRpcError, TimeoutError):
             self._call.cancel()  # it knows no gentle end, or is gone
-
-    def _own(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def aclose(self) -> None:
         """Leave the stream. Idempotent."""
@@ -146,21 +142,36 @@ class OutputStream(Generic[M]):
         await self.aclose()
 
 
-def _forget(connections: Connections, connection: Connection) -> None:
-    connection.num_inflight -= 1
-    connections.release(connection)
-
-
 async def _finish_gently(call: Any, forget: Callable[[], None]) -> None:
-    """Read a stream that nobody reads any more to its end, so that the worker can end it by itself."""
+    """Let a call that nobody reads any more end by itself."""
     try:
-        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError):
-            async with asyncio.timeout(GENTLE_S):
-                while await call.read() is not grpc.aio.EOF:
-                    pass
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call.code(), GENTLE_S)
     finally:
         call.cancel()
         forget()
+
+
+async def _read_call(call: Any, inbox: Inbox, request_id: str) -> None:
+    """Put what comes on the request's own call into its inbox, and say there how the call ended."""
+    try:
+        while (message := await call.read()) is not grpc.aio.EOF:
+            inbox.put(message)
+        inbox.end_of_call(_num_by_lane(await call.trailing_metadata()), None)
+    except grpc.aio.AioRpcError as error:
+        told = from_rpc_error(error)
+        if isinstance(told, DeadlineError):
+            told = DeadlineError(f"request {request_id} took longer than its time-out")
+        inbox.end_of_call(_num_by_lane(error.trailing_metadata()), told)
+    except asyncio.CancelledError:
+        inbox.end(RequestCancelledError(f"request {request_id} was killed"))
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+
+
+def _num_by_lane(trailers: Any) -> int:
+    return int(next((value for key, value in trailers or () if key == NUM_BY_LANE), "0"))
 
 
 class Delivery:
@@ -183,11 +194,33 @@ class Delivery:
         return self._open(live, live.connection.endpoint.Call, request, context)
 
     def _open(self, live: Live, method: Any, request: Any, context: Context) -> OutputStream[Any]:
-        call = method(request, timeout=context.remaining_s(), metadata=to_metadata(context, live.instance_id))
-        return OutputStream(live, call, context, self._connections, self._tasks)
+        connection = self._connections.acquire(live.connection.address)
+        connection.num_inflight += 1
+        inbox, delivery_id = Inbox(), 0
+        metadata = to_metadata(context, live.instance_id)
+        if connection.lane is not None and connection.lane.name:
+            delivery_id = connection.lane.open_inbox(inbox)
+            metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))
+        call = method(request, timeout=context.remaining_s(), metadata=metadata)
+        self._own(_read_call(call, inbox, context.id()))
+        forget = functools.partial(_forget, self._connections, connection, delivery_id)
+        return OutputStream(live, connection, call, inbox, context, forget, self._own)
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """End what is left behind."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _forget(connections: Connections, connection: Connection, delivery_id: int) -> None:
+    """A request's stream has ended or was left."""
+    if connection.lane is not None and delivery_id:
+        connection.lane.close_inbox(delivery_id)
+    connection.num_inflight -= 1
+    connections.release(connection)

@@ -82,6 +82,8 @@ class Generation:
         Raises:
             HandlerOutputError: the item is none of these, or has ids outside the vocabulary.
         """
+        if type(item) is int and (response := self._next_token(item)):
+            return response
         given = self._to_response(item)
         if given.HasField("usage"):
             self._usage.MergeFrom(given.usage)
@@ -95,6 +97,24 @@ class Generation:
         if not given.ListFields():
             return None
         return self._number(given)
+
+    def _next_token(self, token_id: int) -> pb.GenerateResponse | None:
+        """The output for one more token of the only choice; None where the general way must look closer."""
+        choice = self._choices.get(0)
+        if (
+            choice is None
+            or choice.is_finished
+            or self._num_choices > 1
+            or token_id in self._hidden
+            or token_id in self._shown
+            or choice.num_tokens + 1 == self._max_tokens
+            or not 0 <= token_id < (self.vocab_size or 2**32)
+        ):
+            return None
+        choice.num_tokens += 1
+        sequence = self.sequence
+        self.sequence = sequence + 1
+        return pb.GenerateResponse(sequence=sequence, choices=(pb.ChoiceDelta(token_ids=(token_id,)),))
 
     def end(self, *, is_stopped: bool = False) -> pb.GenerateResponse | None:
         """The last output, when the handler has ended: what it didn't say about finish and usage.

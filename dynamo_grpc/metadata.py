@@ -11,6 +11,11 @@ from dynamo_grpc.telemetry import inject
 REQUEST_ID = "x-request-id"
 #: Which instance is meant: an address may belong to another process by now.
 INSTANCE_ID = "x-instance-id"
+#: The delivery that a request's outputs may take, and the request's number in it.
+DELIVERY = "x-delivery"
+DELIVERY_ID = "x-delivery-id"
+#: A trailer: how many outputs went by the delivery.
+NUM_BY_LANE = "x-delivery-outputs"
 CONTEXT_PREFIX = "x-context-"
 
 

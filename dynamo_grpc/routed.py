@@ -65,6 +65,17 @@ class RoutedStream(Generic[M]):
             self._has_output = True
             return message
 
+    async def take(self) -> list[M]:
+        """All outputs that are there; waits for one. It ends and fails as iterating does."""
+        while True:
+            try:
+                messages = await self._stream.take()
+            except MeshError as error:
+                await self._go_elsewhere(error)
+                continue
+            self._has_output = True
+            return messages
+
     async def _go_elsewhere(self, error: MeshError) -> None:
         if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
             raise error

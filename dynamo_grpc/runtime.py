@@ -47,6 +47,7 @@ class DistributedRuntime:
         host: address to listen on, default `DYN_HOST` or loopback.
         port: port to listen on, default `DYN_PORT` or a free one.
         advertise: HOST[:PORT] that others use, default `DYN_ADVERTISE` or where we listen.
+        delivery: whether outputs come in shared frames where the worker can, default `DYN_DELIVERY` or yes.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class DistributedRuntime:
         host: str | None = None,
         port: int | None = None,
         advertise: str | None = None,
+        delivery: bool | None = None,
     ) -> None:
         if request_plane is True:
             raise ConfigurationError(
@@ -68,7 +70,7 @@ class DistributedRuntime:
             raise ConfigurationError(f"request_plane={request_plane!r} is not supported: requests travel by gRPC alone")
         self._registry = registry
         self._backend = discovery_backend or ""
-        self.connections = Connections()
+        self.connections = Connections(has_lanes=delivery)
         self.delivery = Delivery(self.connections)
         self.server = Server(
             host if host is not None else os.environ.get("DYN_HOST", "127.0.0.1"),

@@ -36,8 +36,9 @@ from dynamo_grpc.errors import (
     names,
 )
 from dynamo_grpc.handlers import Handler
+from dynamo_grpc.lane import Lane, Sender
 from dynamo_grpc.lifecycle import Lifecycle, State
-from dynamo_grpc.metadata import INSTANCE_ID, REQUEST_ID, printable, to_context
+from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
 from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
@@ -50,6 +51,9 @@ from dynamo_grpc.v1 import (
 )
 
 logger = logging.getLogger(__name__)
+
+#: How long what was sent last may take to leave.
+_STOP_S = 1.0
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second worker on the port is an error, not a thief of streams
@@ -96,6 +100,7 @@ class Server:
         self.lifecycle = Lifecycle()
         self.served: dict[str, Served] = {}
         self.requests: dict[str, Context] = {}
+        self.lanes: dict[str, Lane] = {}
         self.changed = asyncio.Condition()
         self.on_drain: Callable[[float | None], None] | None = None
         self._server: grpc.aio.Server | None = None
@@ -181,9 +186,11 @@ class Server:
     async def stop(self) -> None:
         """Close the port and end all calls."""
         self.lifecycle.move(State.STOPPED)
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            for lane in self.lanes.values():
+                lane.finish()
+            await server.stop(_STOP_S if not self.requests else None)
 
     # -- finding what a request is for --------------------------------------------------------------------------------
 
@@ -247,7 +254,7 @@ class Server:
             await abort(call, refused, context)
         key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
         self.requests[key] = context
-        call.set_trailing_metadata(((REQUEST_ID, printable(context.id())),))
+        sender = Sender(call, self.lanes.get(metadata.get(DELIVERY, "")), int(metadata.get(DELIVERY_ID, "0")))
         token = enter_context(context)
         started = time.monotonic()
         try:
@@ -256,20 +263,22 @@ class Server:
             ):
                 async with contextlib.aclosing(work(context)) as messages:  # type: ignore[type-var]
                     async for message in messages:
-                        await call.write(message)
+                        await sender.send(message)
+                await sender.finish()
+                call.set_trailing_metadata(trailers(context, sender.num_by_lane))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             context.kill()
             if task is not None and task.cancelling():
                 raise  # the call was cancelled, or its time is over
-            await abort(call, RequestCancelledError("the handler cancelled the request"), context)
+            await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:
             told, is_unexpected = from_exception(error)
             if is_unexpected:
                 logger.exception("%s failed", method, extra={"request_id": context.id(), "error_id": told.error_id})
             elif isinstance(error, HandlerOutputError):
                 logger.error("%s", error, extra={"request_id": context.id()})
-            await abort(call, told, context)
+            await abort(call, told, context, sender)
         finally:
             leave_context(token)
             del self.requests[key]
@@ -280,12 +289,23 @@ class Server:
                 await asyncio.shield(self.notify())  # a drain may be waiting for it
 
 
-async def abort(call: grpc.aio.ServicerContext[Any, Any], error: MeshError, context: Context) -> NoReturn:
-    """End a call with an error, its details and the request id."""
+async def abort(
+    call: grpc.aio.ServicerContext[Any, Any], error: MeshError, context: Context, sender: Sender | None = None
+) -> NoReturn:
+    """End a call with an error, its details and the request id, after what was sent."""
+    if sender is not None:
+        await sender.finish()
     # abort replaces the trailers that were set before: they are all given here
-    trailers = ((DETAILS_KEY, status_details(error)), (REQUEST_ID, printable(context.id())))
-    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=trailers)
+    metadata: tuple[tuple[str, str | bytes], ...]
+    metadata = ((DETAILS_KEY, status_details(error)), *trailers(context, sender.num_by_lane if sender else 0))
+    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=metadata)
     raise AssertionError("abort raises")
+
+
+def trailers(context: Context, num_by_lane: int) -> tuple[tuple[str, str], ...]:
+    """What every call ends with."""
+    counted = ((NUM_BY_LANE, str(num_by_lane)),) if num_by_lane else ()
+    return ((REQUEST_ID, printable(context.id())), *counted)
 
 
 def advertised_address(advertise: str, host: str, port: int) -> str:

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import grpc
 from google.protobuf.message import Message
 
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError
 from dynamo_grpc.generation import Generation
+from dynamo_grpc.lane import Lane
 from dynamo_grpc.messages import from_value, to_dict, to_value
 from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
 from dynamo_grpc.validation import check_request, with_defaults
@@ -48,6 +50,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 
         await self._server.serve(context, f"{INFERENCE}/GenerateOnce", request.request_id, work)
         return folded
+
+    async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
+        lane = Lane()
+        lanes = self._server.lanes
+        if not request.delivery or request.delivery in lanes:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a delivery needs a name that no other one has")
+        lanes[request.delivery] = lane
+        try:
+            await lane.run(context)
+        finally:
+            del lanes[request.delivery]
 
     async def _generate(
         self, request: inference_pb2.PreprocessedRequest, context: Context

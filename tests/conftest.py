@@ -57,10 +57,13 @@ def free_port() -> int:
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    """A mesh in this process."""
-    async with Mesh() as opened:
+async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
+    """A mesh in this process. Tests of what travels run over both lanes: `pytestmark = both_lanes`."""
+    async with Mesh(delivery=getattr(request, "param", "delivery") == "delivery") as opened:
         yield opened
+
+
+both_lanes = pytest.mark.parametrize("mesh", ["delivery", "own call"], indirect=True)
 
 
 class Process:

@@ -31,16 +31,20 @@ class Mesh:
 
     Args:
         registry: shared by all; memory by default.
+        delivery: whether outputs come in shared frames.
     """
 
-    def __init__(self, registry: Registry | None = None) -> None:
+    def __init__(self, registry: Registry | None = None, *, delivery: bool = True) -> None:
         self.registry = registry or MemoryRegistry()
+        self._delivery = delivery
         self._runtimes: list[DistributedRuntime] = []
         self._tasks: dict[DistributedRuntime, asyncio.Task[None]] = {}
 
     def runtime(self) -> DistributedRuntime:
         """A runtime of its own, as if it were another process."""
-        runtime = DistributedRuntime(registry=self.registry, host="127.0.0.1", port=0, advertise="")
+        runtime = DistributedRuntime(
+            registry=self.registry, host="127.0.0.1", port=0, advertise="", delivery=self._delivery
+        )
         self._runtimes.append(runtime)
         return runtime
 
@@ -78,6 +82,11 @@ class Mesh:
         """A client with a runtime of its own, when it sees an instance."""
         client = await self.runtime().endpoint(name).client(router_mode)
         await client.wait_for_instances(10.0)
+        if self._delivery:
+            connections = [live.connection for live in client._instances.routable()]
+            async with asyncio.timeout(10.0):
+                while not all(connection.has_open_lane for connection in connections):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
         return client
 
     async def stop(self, runtime: DistributedRuntime) -> None:

@@ -68,7 +68,7 @@ class Relay:
         record.prompt_tokens = len(message.token_ids)
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """The pieces of each output, in order.
+        """The pieces of all outputs that are there, in order.
 
         Raises:
             HandlerEndedError: the worker's stream ended before every choice had.
@@ -76,12 +76,18 @@ class Relay:
         """
         router = self._model.router
         async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
-            async for response in stream:
+            while True:
+                try:
+                    responses = await stream.take()
+                except StopAsyncIteration:
+                    break
                 self._record.output()
                 self._record.instance = stream.instance.instance_id
-                pieces = [piece for delta in response.choices if (piece := self._piece(delta))]
-                if response.HasField("usage"):
-                    self._count(response.usage)
+                pieces = []
+                for response in responses:
+                    pieces += [piece for delta in response.choices if (piece := self._piece(delta))]
+                    if response.HasField("usage"):
+                        self._count(response.usage)
                 if pieces:
                     yield pieces
                 if self._stops and len(self._finished) == self._num_choices:
@@ -142,19 +148,20 @@ class Relay:
 
 async def collect(relay: Relay) -> dict[int, Piece]:
     """All pieces of a request, one for each choice."""
-    whole: dict[int, Piece] = {}
+    parts: dict[int, list[Piece]] = {}
     async with contextlib.aclosing(relay.pieces()) as batches:  # type: ignore[type-var]
         async for pieces in batches:
             for piece in pieces:
-                known = whole.get(piece.index)
-                if known is None:
-                    whole[piece.index] = Piece(
-                        piece.index, piece.text, list(piece.token_ids), piece.logprobs, piece.finish
-                    )
-                    continue
-                known.text += piece.text
-                known.token_ids = [*known.token_ids, *piece.token_ids]
-                if piece.logprobs is not None and known.logprobs is not None:
-                    known.logprobs.MergeFrom(piece.logprobs)
-                known.finish = piece.finish
-    return dict(sorted(whole.items()))
+                parts.setdefault(piece.index, []).append(piece)
+    return {index: _join(parts[index]) for index in sorted(parts)}
+
+
+def _join(pieces: list[Piece]) -> Piece:
+    logprobs = None
+    if pieces[0].logprobs is not None:
+        logprobs = pb.Logprobs()
+        for piece in pieces:
+            if piece.logprobs is not None:
+                logprobs.MergeFrom(piece.logprobs)
+    token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
+    return Piece(pieces[0].index, "".join(p.text for p in pieces), token_ids, logprobs, pieces[-1].finish)

@@ -17,8 +17,10 @@ from dynamo_grpc.v1 import (
     control_pb2_grpc,
 )
 
-from ..conftest import eventually
+from ..conftest import both_lanes, eventually
 from .handlers import NAME, Endless, collect, echo
+
+pytestmark = both_lanes
 
 
 async def test_values_of_all_kinds_travel(mesh: Mesh) -> None:

@@ -14,7 +14,10 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.testing import Mesh
 
+from ..conftest import both_lanes
 from .handlers import NAME, Endless, collect
+
+pytestmark = both_lanes
 
 
 async def test_leaving_a_stream_cancels_the_handler(mesh: Mesh) -> None:

@@ -20,7 +20,10 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.testing import Mesh
 
+from ..conftest import both_lanes
 from .handlers import NAME, collect, echo
+
+pytestmark = both_lanes
 
 
 class TeapotError(Exception):

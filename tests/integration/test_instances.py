@@ -26,8 +26,10 @@ from dynamo_grpc.v1 import (
     endpoint_pb2_grpc,
 )
 
-from ..conftest import eventually
+from ..conftest import both_lanes, eventually
 from .handlers import NAME, Endless, collect, echo
+
+pytestmark = both_lanes
 
 
 async def test_a_lost_instance_is_left_before_the_first_output(mesh: Mesh) -> None:

@@ -19,8 +19,10 @@ from dynamo_grpc.v1 import (
     inference_pb2_grpc,
 )
 
-from ..conftest import eventually
+from ..conftest import both_lanes, eventually
 from .handlers import NAME, Endless, collect, echo, served_key, to_json, toy
+
+pytestmark = both_lanes
 
 
 async def test_one_of_two_endpoints_that_ends_early_holds_nobody_up(mesh: Mesh) -> None:

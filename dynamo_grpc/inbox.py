@@ -1,0 +1,160 @@
+"""The client's side of a delivery: one Deliver call for each worker, and each request's outputs, merged by sequence.
+
+Outputs come in the shared frames of the Deliver call, or on the request's own call: before the delivery is open, after
+it broke, or because the worker has none. The request's inbox puts both in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import uuid
+from typing import Any
+
+import grpc
+
+from dynamo_grpc.errors import HandlerEndedError
+from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
+
+logger = logging.getLogger(__name__)
+
+#: How long outputs that the call's end has counted may still be on their way.
+_LATE_S = 5.0
+#: A worker that has no Deliver is asked again after this long.
+_UNIMPLEMENTED_S = 60.0
+
+
+class Inbox:
+    """Outputs of one request that arrived and weren't taken yet."""
+
+    def __init__(self) -> None:
+        self.ready: list[Any] = []
+        self.is_ended = False
+        self.error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._early: dict[int, Any] = {}
+        self._expected = 0
+        self._is_numbered = False
+        self._num_by_lane = 0
+        self._wanted: int | None = None
+
+    def put(self, message: Any) -> None:
+        """Take an output of the request's own call."""
+        sequence = message.sequence
+        if sequence == 0 and self._expected and not self._is_numbered:
+            # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
+            self._expected += 1
+            self.ready.append(message)
+        else:
+            self._is_numbered = self._is_numbered or sequence > 0
+            self._order(sequence, message)
+        self._wake()
+
+    def put_by_lane(self, message: Any) -> None:
+        """Take an output of the delivery."""
+        self._is_numbered = True
+        self._num_by_lane += 1
+        self._order(message.sequence, message)
+        if self._wanted is not None and self._num_by_lane >= self._wanted:
+            self.end(None)
+        self._wake()
+
+    def _order(self, sequence: int, message: Any) -> None:
+        if sequence == self._expected:
+            self.ready.append(message)
+            self._expected += 1
+            while self._early and self._expected in self._early:
+                self.ready.append(self._early.pop(self._expected))
+                self._expected += 1
+        elif sequence > self._expected:
+            self._early[sequence] = message
+        # a smaller number has come by the other way already
+
+    def end_of_call(self, num_by_lane: int, error: BaseException | None) -> None:
+        """The call has ended, and says how many outputs went by the lane: those may still be on their way."""
+        if self._num_by_lane >= num_by_lane:
+            self.end(error)
+            return
+        self._wanted, self.error = num_by_lane, error
+        asyncio.get_running_loop().call_later(_LATE_S, self.end, None)
+
+    def end(self, error: BaseException | None) -> None:
+        """Nothing more comes."""
+        if self.is_ended:
+            return
+        self.is_ended = True
+        self.error = self.error or error
+        if self.error is None and (self._early or self._num_by_lane < (self._wanted or 0)):
+            self.error = HandlerEndedError(f"an output was lost: number {self._expected} never came")
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when there is an output or the end."""
+        while not self.ready and not self.is_ended:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+
+class LaneClient:
+    """The Deliver call to one worker, opened again when it breaks.
+
+    Attributes:
+        name: of the delivery, when it is open; requests name it in their metadata.
+    """
+
+    def __init__(self, stub: Any, address: str) -> None:
+        self._stub, self._address = stub, address
+        self.name = ""
+        self._ids = itertools.count(1)
+        self._inboxes: dict[int, Inbox] = {}
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"delivery {address}")
+
+    def open_inbox(self, inbox: Inbox) -> int:
+        """Give an inbox a number under which its outputs come."""
+        delivery_id = next(self._ids)
+        self._inboxes[delivery_id] = inbox
+        return delivery_id
+
+    def close_inbox(self, delivery_id: int) -> None:
+        """Drop what still comes."""
+        self._inboxes.pop(delivery_id, None)
+
+    async def _run(self) -> None:
+        backoff_s = 0.1
+        while True:
+            name = uuid.uuid4().hex
+            call = self._stub.Deliver(inference_pb2.DeliverRequest(delivery=name), wait_for_ready=True)
+            try:
+                await call.initial_metadata()
+                self.name, backoff_s = name, 0.1
+                while (frame := await call.read()) is not grpc.aio.EOF:
+                    self._dispatch(frame)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    backoff_s = _UNIMPLEMENTED_S
+            finally:
+                self.name = ""
+                call.cancel()
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, 5.0)
+
+    def _dispatch(self, frame: inference_pb2.DeliverFrame) -> None:
+        inboxes = self._inboxes
+        for output in frame.outputs:
+            inbox = inboxes.get(output.id)
+            if inbox is None:
+                continue  # its reader has left
+            if output.HasField("response"):
+                inbox.put_by_lane(output.response)
+            else:
+                inbox.put_by_lane(endpoint_pb2.CallResponse.FromString(output.call_response))
+
+    async def close(self) -> None:
+        """End the call."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

@@ -1,0 +1,201 @@
+"""The shared delivery: it is used, falls back, comes back, and loses nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dynamo_grpc import Context
+from dynamo_grpc.lane import FRAME_BYTES, Lane, frames
+from dynamo_grpc.testing import Mesh
+from dynamo_grpc.v1 import inference_pb2
+
+from ..conftest import eventually
+from .handlers import NAME, Endless, collect, echo
+
+
+@pytest.fixture
+def frame_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of outputs of each frame that is written."""
+    import dynamo_grpc.lane as lane
+
+    sizes: list[int] = []
+
+    def counted(outputs: Any) -> Any:
+        for frame in frames(outputs):
+            sizes.append(len(frame.outputs))
+            yield frame
+
+    monkeypatch.setattr(lane, "frames", counted)
+    return sizes
+
+
+async def test_many_requests_share_frames(mesh: Mesh, frame_sizes: list[int]) -> None:
+    tick = asyncio.Event()
+
+    async def stepping(request: int) -> AsyncIterator[int]:
+        for number in range(20):
+            await tick.wait()
+            yield request * 100 + number
+            await asyncio.sleep(0)
+
+    await mesh.serve(NAME, stepping)
+    client = await mesh.client(NAME)
+    streams = [asyncio.ensure_future(collect(await client.generate(number))) for number in range(50)]
+    await asyncio.sleep(0.2)
+    tick.set()
+    for number, outputs in enumerate(await asyncio.gather(*streams)):
+        assert outputs == [number * 100 + i for i in range(20)]
+    assert sum(frame_sizes) == 50 * 20
+    assert len(frame_sizes) < 500
+    assert max(frame_sizes) > 10
+
+
+async def test_a_delivery_that_breaks_in_the_middle_loses_nothing_and_comes_back(
+    mesh: Mesh, frame_sizes: list[int]
+) -> None:
+    go = asyncio.Event()
+
+    async def counting(request: Any) -> AsyncIterator[int]:
+        for number in range(1000):
+            yield number
+            if number == 300:
+                await go.wait()
+            if number % 50 == 0:
+                await asyncio.sleep(0.001)
+
+    runtime = await mesh.serve(NAME, counting)
+    client = await mesh.client(NAME)
+    connection = client._instances.routable()[0].connection
+    stream = await client.generate(None)
+    seen = [(await anext(stream)).data() for _ in range(10)]
+    (lane,) = runtime.server.lanes.values()
+    lane.finish()  # the Deliver call ends; the request's own goes on
+    await eventually(lambda: not lane.is_open)
+    go.set()
+    assert seen + await collect(stream) == list(range(1000))
+    assert 0 < sum(frame_sizes) < 1000
+    await eventually(lambda: connection.has_open_lane)
+    before = sum(frame_sizes)
+    assert await collect(await client.generate(None)) == list(range(1000))
+    assert sum(frame_sizes) == before + 1000
+
+
+async def test_outputs_in_flight_when_a_delivery_closes_are_sent_again(mesh: Mesh) -> None:
+    lane = Lane()
+    for number in range(3):
+        lane.put(number % 2, inference_pb2.GenerateResponse(sequence=number))
+    assert [output.response.sequence for output in lane.take_back(0)] == [0, 2]
+    assert [output.response.sequence for output in lane.take_back(1)] == [1]
+    assert lane.take_back(0) == []
+
+
+async def test_a_handler_that_never_awaits_delays_nobody(mesh: Mesh) -> None:
+    async def busy(request: int) -> AsyncIterator[int]:
+        for number in range(request):
+            yield number
+
+    await mesh.serve(NAME, busy)
+    client = await mesh.client(NAME)
+    done: list[str] = []
+
+    async def read(name: str, count: int) -> None:
+        outputs = 0
+        async for _ in await client.generate(count):
+            outputs += 1
+            if outputs == 1:
+                done.append(f"{name} began")
+        assert outputs == count
+        done.append(f"{name} ended")
+
+    await asyncio.gather(read("long", 20_000), read("short", 5))
+    assert done.index("long began") < done.index("long ended")
+    assert done.index("short ended") < done.index("long ended")
+
+
+async def test_a_handler_that_never_awaits_can_be_cancelled_in_the_middle(mesh: Mesh) -> None:
+    steps = 0
+
+    async def busy(request: Any) -> AsyncIterator[int]:
+        nonlocal steps
+        while True:
+            steps += 1
+            yield steps
+
+    runtime = await mesh.serve(NAME, busy)
+    client = await mesh.client(NAME)
+    async with await client.generate(None) as stream:
+        async for item in stream:
+            if item.data() == 100:
+                break
+    await eventually(lambda: not runtime.server.requests)
+    count = steps
+    await asyncio.sleep(0.05)
+    assert steps == count
+
+
+async def test_what_is_sent_last_arrives_although_the_worker_stops(mesh: Mesh) -> None:
+    async def quick(request: Any, context: Context) -> AsyncIterator[int]:
+        yield 0
+        await asyncio.sleep(0.02)
+        for number in range(1, 200):
+            yield number
+
+    for _ in range(15):
+        runtime = await mesh.serve(NAME, quick)
+        client = await mesh.client(NAME)
+        streams = [await client.generate(None) for _ in range(10)]
+        for stream in streams:
+            await anext(stream)
+        stopping = asyncio.ensure_future(mesh.stop(runtime))
+        for stream in streams:
+            assert [item.data() async for item in stream] == list(range(1, 200))
+        await stopping
+
+
+async def test_frames_are_bounded() -> None:
+    def output(size: int) -> inference_pb2.DeliveredOutput:
+        return inference_pb2.DeliveredOutput(id=1, call_response=b"x" * size)
+
+    sizes = [len(frame.outputs) for frame in frames([output(100_000) for _ in range(7)])]
+    assert sizes == [2, 2, 2, 1]
+    assert [len(frame.outputs) for frame in frames([output(FRAME_BYTES * 3), output(1), output(1)])] == [1, 2]
+    assert list(frames([])) == []
+
+
+async def test_large_outputs_travel(mesh: Mesh) -> None:
+    async def large(request: int) -> AsyncIterator[bytes]:
+        for number in range(4):
+            yield bytes([number]) * request
+
+    await mesh.serve(NAME, large)
+    client = await mesh.client(NAME)
+    outputs = await collect(await client.generate(5_000_000))
+    assert [(len(output), output[0]) for output in outputs] == [(5_000_000, number) for number in range(4)]
+
+
+async def test_a_client_that_leaves_a_stream_gets_nothing_more_of_it(mesh: Mesh) -> None:
+    endless = Endless()
+    await mesh.serve(NAME, endless.generate)
+    client = await mesh.client(NAME)
+    connection = client._instances.routable()[0].connection
+    async with await client.generate(None) as stream:
+        await anext(stream)
+        assert connection.lane is not None
+        assert len(connection.lane._inboxes) == 1
+    assert connection.lane._inboxes == {}
+    await asyncio.wait_for(endless.ended.wait(), 2)
+
+
+async def test_a_name_is_taken_once(mesh: Mesh) -> None:
+    import grpc
+
+    await mesh.serve(NAME, echo)
+    client = await mesh.client(NAME)
+    connection = client._instances.routable()[0].connection
+    assert connection.lane is not None
+    for name in ("", connection.lane.name):
+        call = connection.inference.Deliver(inference_pb2.DeliverRequest(delivery=name))
+        with pytest.raises(grpc.aio.AioRpcError, match="no other one has"):
+            await call.read()
