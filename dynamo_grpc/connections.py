@@ -68,11 +68,6 @@ class Connection:
             self.is_up = is_up
             self._on_change()
 
-    @property
-    def has_open_lane(self) -> bool:
-        """Whether outputs can come in shared frames now."""
-        return self.lane is not None and bool(self.lane.name)
-
     async def close(self) -> None:
         """End the channel and all its calls."""
         self._task.cancel()

@@ -105,11 +105,13 @@ class LaneClient:
 
     Attributes:
         name: of the delivery, when it is open; requests name it in their metadata.
+        has_answered: whether the worker has said if it has deliveries.
     """
 
     def __init__(self, stub: Any, address: str) -> None:
         self._stub, self._address = stub, address
         self.name = ""
+        self.has_answered = False
         self._ids = itertools.count(1)
         self._inboxes: dict[int, Inbox] = {}
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"delivery {address}")
@@ -131,17 +133,17 @@ class LaneClient:
             call = self._stub.Deliver(inference_pb2.DeliverRequest(delivery=name), wait_for_ready=True)
             try:
                 await call.initial_metadata()
-                self.name, backoff_s = name, 0.1
+                self.name, self.has_answered, backoff_s = name, True, 0.1
                 while (frame := await call.read()) is not grpc.aio.EOF:
                     self._dispatch(frame)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    backoff_s = _UNIMPLEMENTED_S
+                    self.has_answered, backoff_s = True, _UNIMPLEMENTED_S
             finally:
                 self.name = ""
                 call.cancel()
             await asyncio.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, 5.0)
+            backoff_s = min(backoff_s * 2, 5.0) if backoff_s < _UNIMPLEMENTED_S else 0.1
 
     def _dispatch(self, frame: inference_pb2.DeliverFrame) -> None:
         inboxes = self._inboxes

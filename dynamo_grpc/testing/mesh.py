@@ -83,9 +83,9 @@ class Mesh:
         client = await self.runtime().endpoint(name).client(router_mode)
         await client.wait_for_instances(10.0)
         if self._delivery:
-            connections = [live.connection for live in client._instances.routable()]
+            lanes = [live.connection.lane for live in client._instances.routable()]
             async with asyncio.timeout(10.0):
-                while not all(connection.has_open_lane for connection in connections):  # noqa: ASYNC110
+                while not all(lane is None or lane.has_answered for lane in lanes):  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
         return client
 

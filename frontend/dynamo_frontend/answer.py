@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 #: Headers wait this long for the first output or error, so that an error has its true status.
 HOLD_S = 10.0
-#: After that, a comment is sent this often while nothing else is, for the proxies in between.
+#: After that, a comment is sent when nothing was for so long, for the proxies in between.
 PULSE_S = 15.0
 
 
@@ -36,7 +35,7 @@ class Writer:
     def __init__(self, send: Send, headers: Headers) -> None:
         self._send, self._headers = send, list(headers)
         self.is_started = False
-        self._last = time.monotonic()
+        self._is_idle = False
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
         """The whole answer at once."""
@@ -50,7 +49,7 @@ class Writer:
         """A piece of an event stream, as it goes over the wire."""
         if not self.is_started:
             await self._start()
-        self._last = time.monotonic()
+        self._is_idle = False
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
@@ -66,11 +65,10 @@ class Writer:
         """Keep an event stream alive while nothing else is written."""
         await asyncio.sleep(HOLD_S)
         while True:
-            idle_s = time.monotonic() - self._last
-            if not self.is_started or idle_s >= PULSE_S:
+            if self._is_idle or not self.is_started:
                 await self.events(b": keep-alive\n\n")
-                idle_s = 0.0
-            await asyncio.sleep(max(0.1, PULSE_S - idle_s))
+            self._is_idle = True  # until something is written
+            await asyncio.sleep(PULSE_S)
 
 
 class Answer(Response):

@@ -14,6 +14,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import exposition
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
@@ -66,6 +67,7 @@ class Frontend:
         self.catalog: Catalog
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._add_routes(self.app)
+        self._direct = {"/v1/chat/completions": self._chat, "/v1/completions": self._completion}
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -74,6 +76,19 @@ class Frontend:
             self.catalog = Catalog(runtime, settings.router_mode, settings.namespace, settings.instance_wait_s)
             yield
             await self.catalog.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application.
+
+        FastAPI declares all routes; the two that stream are called without its middlewares, which cost 0.3 ms a request
+        and 4 µs a token and do nothing for them: those handlers answer all of their errors themselves.
+        """
+        handler = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self.app(scope, receive, send)
+            return
+        response = await handler(Request(scope, receive))
+        await response(scope, receive, send)
 
     def _add_routes(self, app: FastAPI) -> None:
         def post(path: str, schema: type[Sampling], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:

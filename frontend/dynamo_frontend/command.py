@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from typing import Any
@@ -71,12 +72,15 @@ def frontend(**options: Any) -> None:
         instance_wait_s=options["instance_wait_s"],
     )
     listener = _listen(options["host"], options["http_port"])
-    app = Frontend(settings, lambda: DistributedRuntime(registry=registry)).app
+    app = Frontend(settings, lambda: DistributedRuntime(registry=registry))
+    gc.freeze()  # what is imported stays: no collection needs to look at it
+    gc.set_threshold(50_000, 20, 50)
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=options["shutdown_timeout_s"],
         loop=_loop(),
         lifespan="on",

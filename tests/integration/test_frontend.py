@@ -51,7 +51,7 @@ class Front:
 async def front_of(mesh: Mesh, **settings: Any) -> AsyncIterator[Front]:
     frontend = Frontend(FrontendSettings(**settings), mesh.runtime)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(frontend.app, log_level="warning", access_log=False, lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(frontend, log_level="warning", access_log=False, lifespan="on"))
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
     front = Front(frontend, f"http://127.0.0.1:{listener.getsockname()[1]}")
     try:
