@@ -83,7 +83,7 @@ def test_the_wheel_brings_up_the_mesh(wheel: Path, start: Start, tmp_path: Path)
         "--http-port", ports[0], "--port", ports[1], "--registry-port", ports[2], cwd=tmp_path,
     )  # fmt: skip
     up.wait_for("running until Ctrl-C", 60)
-    assert "sea" in up.output.split("> Tell me about the sea")[1]
+    assert len(up.output.split("> Tell me about the sea")[1]) > 200
     up.signal(signal.SIGINT)
     assert up.wait() == 0
 

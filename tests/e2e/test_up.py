@@ -88,7 +88,7 @@ def test_up_shows_an_answer_and_leaves_nothing_behind(cli: Start, tmp_path: Path
     up = Up(cli, "--ask", "Tell me about the sea", env={"TMPDIR": str(tmp_path / "tmp")})
     up.wait_ready()
     up.process.wait_for("running until Ctrl-C")
-    assert "sea" in up.process.output.split("> Tell me about the sea")[1]
+    assert len(up.process.output.split("> Tell me about the sea")[1]) > 200
     family = [pid for pid, _ in children(up.process.pid)]
     assert len(family) >= 2
     assert list((tmp_path / "tmp").iterdir()) == []

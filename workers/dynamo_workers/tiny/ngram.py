@@ -18,7 +18,7 @@ _LONGER = 12.0
 #: Probability that is spread over the whole vocabulary.
 _FLOOR = 1e-4
 #: How much more paragraphs about the prompt's subject count.
-_TOPIC = 60.0
+_TOPIC = 1_000.0
 _WORDS = re.compile(r"[^\W\d_]+")
 
 
