@@ -101,10 +101,12 @@ async def test_probabilities_are_probabilities(model: tuple[Any, Any]) -> None:
 
 
 async def test_it_speaks_of_what_it_is_asked(model: tuple[Any, Any]) -> None:
+    topics = (Path(tiny.__file__).parent / "corpus.txt").read_text().splitlines()
     for subject in ("sea", "bread", "trains"):
+        (keywords,) = [line[2:].split(", ") for line in topics if line.startswith(f"# {subject},")]
         answer = await generate(model, ask(model, f"Tell me about {subject}", temperature=0.5, seed=1), 60)
         text = model[1].decode(answer[0])
-        assert subject.rstrip("s") in text.lower(), text
+        assert any(word in text.lower() for word in keywords), text
 
 
 async def test_equal_seeds_give_equal_answers(model: tuple[Any, Any]) -> None:
