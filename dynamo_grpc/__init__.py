@@ -6,7 +6,7 @@ This list is the public surface; everything else in the package may change.
 import os as _os
 
 # gRPC reads these when it is loaded; set them yourself to have it otherwise.
-_os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its info lines say nothing to users
+_os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it has to say comes as exceptions too
 _os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # nothing here forks after start; engines must fork before it
 
 from dynamo_grpc.cards import ModelInput, ModelType
@@ -37,7 +37,7 @@ from dynamo_grpc.errors import (
     UnsupportedError,
 )
 from dynamo_grpc.handlers import dynamo_endpoint
-from dynamo_grpc.messages import set_fields
+from dynamo_grpc.messages import prompt_text, set_fields
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.endpoint import register_llm, register_model
 from dynamo_grpc.entry import dynamo_worker
@@ -82,6 +82,7 @@ __all__ = [
     "current_context",
     "dynamo_endpoint",
     "dynamo_worker",
+    "prompt_text",
     "register_llm",
     "register_model",
     "register_server",

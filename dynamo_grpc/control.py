@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_LORA = "this worker has no adapters"
 _PIECE_BYTES = 256 * 1024
 
 
@@ -32,7 +33,7 @@ def _read(path: Path | None) -> bytes | None:
 
 
 class ControlServicer(control_pb2_grpc.ControlServicer):
-    """Control over a server. KV events and LoRA are UNIMPLEMENTED, as the generated class has them."""
+    """Control over a server. KV events and LoRA are UNIMPLEMENTED."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -75,6 +76,18 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         for running in found:
             running.stop_generating()
         return control_pb2.StopResponse(found=bool(found))
+
+    async def SubscribeKvEvents(self, request: Any, context: Any) -> None:  # type: ignore[override]
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker publishes no KV events")
+
+    async def LoadLora(self, request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
+
+    async def UnloadLora(self, request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
+
+    async def ListLoras(self, request: Any, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
 
     async def Drain(self, request: control_pb2.DrainRequest, context: Any) -> control_pb2.DrainResponse:  # type: ignore[override]
         limit_s = request.limit.ToNanoseconds() / 1e9 if request.HasField("limit") else None

@@ -18,7 +18,7 @@ import grpc
 
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import DeadlineError, RequestCancelledError
+from dynamo_grpc.errors import DeadlineError, InstanceLostError, RequestCancelledError
 from dynamo_grpc.inbox import Inbox
 from dynamo_grpc.instances import Live
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, to_metadata
@@ -152,7 +152,7 @@ async def _finish_gently(call: Any, forget: Callable[[], None]) -> None:
         forget()
 
 
-async def _read_call(call: Any, inbox: Inbox, request_id: str) -> None:
+async def _read_call(call: Any, inbox: Inbox, request_id: str, address: str) -> None:
     """Put what comes on the request's own call into its inbox, and say there how the call ended."""
     try:
         while (message := await call.read()) is not grpc.aio.EOF:
@@ -162,6 +162,8 @@ async def _read_call(call: Any, inbox: Inbox, request_id: str) -> None:
         told = from_rpc_error(error)
         if isinstance(told, DeadlineError):
             told = DeadlineError(f"request {request_id} took longer than its time-out")
+        elif isinstance(told, InstanceLostError):
+            told = InstanceLostError(f"the worker at {address} was lost: send the request again ({told.message})")
         inbox.end_of_call(_num_by_lane(error.trailing_metadata()), told)
     except asyncio.CancelledError:
         inbox.end(RequestCancelledError(f"request {request_id} was killed"))
@@ -202,7 +204,7 @@ class Delivery:
             delivery_id = connection.lane.open_inbox(inbox)
             metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))
         call = method(request, timeout=context.remaining_s(), metadata=metadata)
-        self._own(_read_call(call, inbox, context.id()))
+        self._own(_read_call(call, inbox, context.id(), connection.address))
         forget = functools.partial(_forget, self._connections, connection, delivery_id)
         return OutputStream(live, connection, call, inbox, context, forget, self._own)
 

@@ -54,11 +54,7 @@ def open_registry(backend: str = "", env: Mapping[str, str] = os.environ) -> Reg
         case "memory" | "mem":
             return MemoryRegistry()
         case "static":
-            if not env.get("DYN_STATIC"):
-                raise ConfigurationError(
-                    "DYN_DISCOVERY_BACKEND=static needs DYN_STATIC: host:port,…, @FILE or dns:NAME:PORT"
-                )
-            return StaticRegistry(env["DYN_STATIC"])
+            return StaticRegistry(env.get("DYN_STATIC", ""))  # a worker needs no list: it is found by its address
     if backend in _REPLACED:
         raise ConfigurationError(f"the discovery backend {backend!r} is not supported: {_REPLACED[backend]}")
     hint = nearest(backend, _BACKENDS)

@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
 
 _R = TypeVar("_R")
+
+
+_importing: contextvars.ContextVar[str] = contextvars.ContextVar("dynamo_grpc_importing", default="")
+
+
+@contextlib.contextmanager
+def importing(path: str) -> Iterator[None]:
+    """While inside, a file is imported to find its worker: it must not run one by itself."""
+    token = _importing.set(path)
+    try:
+        yield
+    finally:
+        _importing.reset(token)
+
+
+def check_not_importing(name: str) -> None:
+    """Refuse to run `name` while its file is only imported.
+
+    Raises:
+        ConfigurationError: says what the file lacks.
+    """
+    if path := _importing.get():
+        raise ConfigurationError(
+            f'importing {path} already runs {name}: put the line that runs it under `if __name__ == "__main__":`'
+        )
 
 
 def dynamo_worker(
@@ -30,6 +57,7 @@ def dynamo_worker(
     def decorate(function: Callable[..., Awaitable[_R]]) -> Callable[..., Awaitable[_R | None]]:
         @functools.wraps(function)
         async def run(*args: Any, **kwargs: Any) -> _R | None:
+            check_not_importing(function.__qualname__)
             async with DistributedRuntime(**settings) as runtime:
                 task = asyncio.ensure_future(function(runtime, *args, **kwargs))
                 try:

@@ -259,6 +259,10 @@ class RegistryError(MeshError):
     actor = Actor.OPERATOR
 
 
+class _HttpErrorMisuse(ValueError):  # noqa: N818
+    """A class of its own: the mistake is the handler's, not the client's as with a plain ValueError."""
+
+
 class HttpError(MeshError):
     """Raised by a handler to end a request with an HTTP status of its choice.
 
@@ -275,9 +279,9 @@ class HttpError(MeshError):
 
     def __init__(self, code: int, message: str) -> None:
         if isinstance(code, bool) or not isinstance(code, int) or not 400 <= code <= 599:
-            raise ValueError(f"HttpError takes a status from 400 to 599, not {code!r}")
+            raise _HttpErrorMisuse(f"HttpError takes a status from 400 to 599, not {code!r}")
         if not isinstance(message, str):
-            raise ValueError(f"HttpError takes a str as message, not {message!r}")
+            raise _HttpErrorMisuse(f"HttpError takes a str as message, not {message!r}")
         super().__init__(message[:8192])
         self.http_status = code
 

@@ -55,6 +55,7 @@ class Generation:
     _min_tokens: int = 0
     _num_choices: int = 1
     _is_usage_told: bool = False
+    _wants_logprobs: bool = False
 
     def __post_init__(self) -> None:
         stop = self.request.stop_conditions
@@ -63,6 +64,7 @@ class Generation:
         self._shown = frozenset(stop.stop_token_ids) - self._hidden
         self._max_tokens = stop.max_tokens if stop.HasField("max_tokens") else None
         self._min_tokens = stop.min_tokens
+        self._wants_logprobs = self.request.output_options.HasField("logprobs")
         self._num_choices = max(1, self.request.sampling_options.n)
 
     @property
@@ -105,6 +107,7 @@ class Generation:
             choice is None
             or choice.is_finished
             or self._num_choices > 1
+            or self._wants_logprobs
             or token_id in self._hidden
             or token_id in self._shown
             or choice.num_tokens + 1 == self._max_tokens
@@ -165,6 +168,11 @@ class Generation:
             choice = self._choices[delta.index] = _Choice()
         if choice.is_finished:
             return False
+        if self._wants_logprobs and len(delta.logprobs.token_logprobs) != len(delta.token_ids):
+            raise HandlerOutputError(
+                f"handler {self.handler_name} declares the capability 'logprobs' and yielded {len(delta.token_ids)} "
+                f"tokens with {len(delta.logprobs.token_logprobs)} logprobs"
+            )
         for position, token_id in enumerate(delta.token_ids):
             if self.vocab_size and token_id >= self.vocab_size:
                 raise self._wrong(f"token id {token_id}, outside the vocabulary of {self.vocab_size}")

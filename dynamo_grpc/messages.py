@@ -16,6 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from dynamo_grpc.errors import InvalidRequestError
+from dynamo_grpc.v1 import inference_pb2
 
 _M = TypeVar("_M", bound=Message)
 _MAX_EXACT = 2**53
@@ -44,6 +45,13 @@ def _plain_float(field: FieldDescriptor, value: Any) -> Any:
 
 def _is_map(field: FieldDescriptor) -> bool:
     return bool(field.message_type is not None and field.message_type.GetOptions().map_entry)
+
+
+def prompt_text(request: inference_pb2.PreprocessedRequest) -> str:
+    """The prompt of a request to a worker that takes text: its `text`, or the text of its last message."""
+    if request.HasField("text") or not request.messages:
+        return request.text
+    return "".join(part.text.text for part in request.messages[-1].content)
 
 
 def to_dict(message: Message) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from google.protobuf import timestamp_pb2
 
 from dynamo_grpc.cards import Model
-from dynamo_grpc.client import Client
+from dynamo_grpc.client import Client, to_preprocessed_request
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery
@@ -23,11 +23,13 @@ from dynamo_grpc.endpoint import Endpoint, Namespace
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
+from dynamo_grpc.messages import to_dict
 from dynamo_grpc.names import MODELS, EndpointName, check_part
 from dynamo_grpc.records import holding_cards, read_cards, refusal, to_json
 from dynamo_grpc.registry.base import Registration, Registry, View
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
+from dynamo_grpc.validation import with_defaults
 from dynamo_grpc.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -74,12 +76,12 @@ class DistributedRuntime:
         self.delivery = Delivery(self.connections)
         self.server = Server(
             host if host is not None else os.environ.get("DYN_HOST", "127.0.0.1"),
-            port if port is not None else int(os.environ.get("DYN_PORT", "0")),
+            port if port is not None else int(_number("DYN_PORT", 0)),
         )
         self.server.on_drain = self._on_drain
         self._advertise = advertise if advertise is not None else os.environ.get("DYN_ADVERTISE", "")
         self.instance_id = secrets.randbits(63) | 1
-        self.drain_limit_s = float(os.environ.get("DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT", "30"))
+        self.drain_limit_s = _number("DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT", 30)
         self._models: dict[EndpointName, Model] = {}
         self._clients: list[Client] = []
         self._shutdown = asyncio.Event()
@@ -243,11 +245,15 @@ class DistributedRuntime:
             if await self.or_shutdown(registration.wait_registered()):
                 served.is_ready = True
                 self.server.lifecycle.move(State.READY)
+                if served.card:
+                    await self.or_shutdown(cards.wait_ready())  # whose card holds is known from here on
                 await self.server.update_health()
-                logger.info("endpoint %s is ready at %s", name, served.instance.address)
+                if not served.refused_because:
+                    logger.info("endpoint %s is ready at %s", name, served.instance.address)
                 if on_ready:
                     on_ready(served)
                 await self._shutdown.wait()
+                logger.info("endpoint %s leaves; %d requests run", name, len(self.server.requests))
         await self._drain()
 
     async def _leave(self, name: EndpointName, registration: Registration) -> None:
@@ -274,7 +280,7 @@ class DistributedRuntime:
             return
         served.refused_because = reason
         if reason:
-            logger.error("refused: %s", reason)
+            logger.error("refused, waiting without traffic: %s", reason)
         else:
             logger.info("no longer refused: the model card of %r holds now", served.instance.model)
         if not self._shutdown.is_set():
@@ -282,6 +288,8 @@ class DistributedRuntime:
 
     async def _wait_healthy(self, served: Served, payload: Any) -> None:
         """Run the health check's payload through the handler until it gives an output."""
+        if served.card:
+            payload = to_dict(with_defaults(to_preprocessed_request(payload), served.card))
         while not self._shutdown.is_set():
             try:
                 async with asyncio.timeout(_CANARY_S):
@@ -301,6 +309,18 @@ class DistributedRuntime:
         if self._registrations:
             await self._is_drained.wait()
             return
-        await self.server.drain(self.drain_limit_s if self._is_graceful else 0.0)
+        limit_s = self.drain_limit_s if self._is_graceful else 0.0
+        if self.server.requests:
+            logger.info("draining: %d requests may run on, for %g s at most", len(self.server.requests), limit_s)
+        await self.server.drain(limit_s)
         await self.server.stop()
+        logger.info("stopped")
         self._is_drained.set()
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"{name}={text!r} must be a number") from None

@@ -274,10 +274,14 @@ class Server:
             await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:
             told, is_unexpected = from_exception(error)
+            ids = {"request_id": context.id(), "error_id": told.error_id}
             if is_unexpected:
-                logger.exception("%s failed", method, extra={"request_id": context.id(), "error_id": told.error_id})
+                logger.exception("request %s failed, error id %s", context.id(), told.error_id, extra=ids)
             elif isinstance(error, HandlerOutputError):
-                logger.error("%s", error, extra={"request_id": context.id()})
+                logger.error("request %s: %s", context.id(), error, extra=ids)
+            elif not isinstance(error, (MeshError, GeneratorExit)):
+                # told to the client as its own mistake; whether it is one, only this line can show
+                logger.warning("request %s was refused by its handler", context.id(), exc_info=True, extra=ids)
             await abort(call, told, context, sender)
         finally:
             leave_context(token)
@@ -315,7 +319,10 @@ def advertised_address(advertise: str, host: str, port: int) -> str:
         ConfigurationError: it listens on all addresses and nobody said which one others should use.
     """
     if advertise:
-        return advertise if ":" in advertise else f"{advertise}:{port}"
+        address = advertise if ":" in advertise else f"{advertise}:{port}"
+        if not address.rpartition(":")[2].isdigit():
+            raise ConfigurationError(f"--advertise {advertise} should be HOST or HOST:PORT")
+        return address
     if host in ("0.0.0.0", "::"):  # noqa: S104
         pod_ip = os.environ.get("POD_IP", "")
         if not pod_ip:

@@ -62,6 +62,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         finally:
             del lanes[request.delivery]
 
+    async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker makes no embeddings")
+
     async def _generate(
         self, request: inference_pb2.PreprocessedRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:

@@ -163,7 +163,5 @@ def from_exception(error: BaseException) -> tuple[MeshError, bool]:
         return HttpError(code, message), False
     if isinstance(error, (ValueError, TypeError)) and type(error) in (ValueError, TypeError):
         return InvalidRequestError(str(error) or "the handler refused the request"), False
-    if isinstance(error, TimeoutError):
-        return DeadlineError("the handler ran into a time-out of its own"), True
     error_id = uuid.uuid4().hex[:12]
     return InternalError(f"internal error (error id {error_id})", error_id=error_id), True

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
 from dynamo_grpc.context import Context
-from dynamo_grpc.entry import stop_signals
+from dynamo_grpc.entry import check_not_importing, stop_signals
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
@@ -142,6 +142,7 @@ async def _start_and_serve(
 
 def run(cls: type[Worker]) -> None:
     """Run a worker from its own file: the same as `dynamo-grpc worker FILE:CLASS`, with the same flags."""
+    check_not_importing(cls.__name__)
     from dynamo_grpc.cli.worker import worker_command  # the command line is not needed to write a worker
 
     worker_command(cls).main(prog_name=Path(inspect.getfile(cls)).name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dynamo_grpc.discovery import open_registry
-from dynamo_grpc.errors import MeshError
+from dynamo_grpc.errors import ConfigurationError, MeshError
 from dynamo_grpc.names import nearest
 from dynamo_grpc.registry.base import Registry
 from dynamo_grpc.registry.static import StaticRegistry
@@ -55,6 +56,7 @@ static_option = option(
 
 def configure_logging(level: str) -> None:
     """Log to standard error, one line for each event."""
+    logging.getLogger("grpc").setLevel("INFO")
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
@@ -62,6 +64,8 @@ def configure_logging(level: str) -> None:
 
 def registry_from(static: str) -> Registry:
     """The registry that flags and environment ask for."""
+    if not static and os.environ.get("DYN_DISCOVERY_BACKEND") == "static":
+        raise ConfigurationError("DYN_DISCOVERY_BACKEND=static needs --static or DYN_STATIC here: who are the workers?")
     return StaticRegistry(static) if static else open_registry()
 
 
@@ -73,6 +77,8 @@ class _ErrorsInvoke(click.Command):
             return super().invoke(ctx)
         except MeshError as error:
             raise click.ClickException(error.message) from error
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None  # whoever pressed Ctrl-C knows
 
 
 class MeshCommand(_ErrorsInvoke):

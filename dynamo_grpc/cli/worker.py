@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_option, option
+from dynamo_grpc.entry import importing
 from dynamo_grpc.errors import ConfigurationError, names
 from dynamo_grpc.names import nearest
 from dynamo_grpc.server import Served
@@ -29,6 +30,11 @@ _OPTIONS = (
     option("--host", "Address to listen on.", default="127.0.0.1"),
     option("--advertise", "Address that others reach it at.", default="", metavar="HOST[:PORT]"),
     option("--namespace", "Namespace of its endpoint."),
+    option(
+        "--discovery-backend",
+        "Where it registers: etcd (ETCD_ENDPOINTS, default localhost:2379); static: nowhere, others know its address.",
+        metavar="etcd|static",
+    ),
     option("--component", "Component of its endpoint."),
     option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
     option("--model-name", "Name that clients ask for."),
@@ -63,6 +69,7 @@ def worker(target: str, **options: Any) -> None:
         _run(found, options)
         return
     configure_logging(options["log_level"])
+    _set_backend(options["discovery_backend"])
     configure_tracing("dynamo-grpc-worker")
     for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
         os.environ[name] = str(options[flag])
@@ -83,11 +90,17 @@ def worker_command(cls: type[Worker]) -> click.Command:
 
 def _run(cls: type[Worker], options: dict[str, Any]) -> None:
     configure_logging(options.pop("log_level"))
+    _set_backend(options.pop("discovery_backend"))
     configure_tracing("dynamo-grpc-worker")
     system_port = options.pop("system_port")
     settings = WorkerSettings(**options, system_port=None if system_port in (None, -1) else system_port)
     _install_uvloop()
     asyncio.run(serve_worker(cls, settings, _say_ready))
+
+
+def _set_backend(backend: str | None) -> None:
+    if backend:
+        os.environ["DYN_DISCOVERY_BACKEND"] = backend
 
 
 def _install_uvloop() -> None:
@@ -98,6 +111,8 @@ def _install_uvloop() -> None:
 
 
 def _say_ready(served: Served) -> None:
+    if served.refused_because:
+        return  # the log has said why
     model = f", model {served.card.name}" if served.card else ""
     click.echo(
         f"worker ready at {served.instance.address} ({served.name}{model}, instance {served.instance.instance_id:016x})"
@@ -144,7 +159,8 @@ def _load_file(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # so that inspect finds the classes' file
-    spec.loader.exec_module(module)
+    with importing(str(path)):
+        spec.loader.exec_module(module)
     return module
 
 

@@ -66,7 +66,7 @@ class EtcdRegistry(Registry):
                 async with contextlib.aclosing(self._watch_once(key)) as changes:  # type: ignore[type-var]
                     async for change in changes:
                         if is_told:
-                            logger.info("registry is back", extra={"registry": self.description})
+                            logger.info("%s answers", self.description)
                         backoff_s, is_told = 0.2, False
                         yield change
             except (grpc.RpcError, RegistryError, TimeoutError) as error:

@@ -41,6 +41,8 @@ class StaticRegistry(Registry):
     def __init__(self, spec: str) -> None:
         self._spec = spec
         self.description = f"static list {spec}"
+        if spec.startswith("@") and not Path(spec[1:]).is_file():
+            raise ConfigurationError(f"there is no file {spec[1:]!r} with addresses of workers")
         if not spec.startswith(("@", "dns:")):
             parse_addresses(spec.split(","))
         elif spec.startswith("dns:") and not spec.rpartition(":")[2].isdigit():
@@ -119,9 +121,12 @@ class _Poller:
         except grpc.aio.AioRpcError as error:
             self._tell(address, f"does not say what it serves: {error.code().name}: {error.details()}")
             return entries
-        self._told.pop(address, None)
         if answer.state != control_pb2.WORKER_STATE_READY:
+            hint = "; a worker without a registry is started with --discovery-backend static"
+            starting = answer.state == control_pb2.WORKER_STATE_STARTING
+            self._tell(address, f"answers, and is not ready{hint if starting else ''}")
             return entries
+        self._told.pop(address, None)
         cards = {card.checksum: card for card in answer.cards}
         for instance in answer.instances:
             instance.address = address  # the list knows how to reach it from here

@@ -3,15 +3,17 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from importlib.resources import files
 from typing import Any
 
 from dynamo_grpc import DistributedRuntime, ModelInput, ModelType, dynamo_worker, register_llm
 
-MODEL_PATH = os.environ["MODEL_PATH"]  # a folder with tokenizer.json, as downloaded from a model hub
+# a folder with tokenizer.json, as downloaded from a model hub; that of the tiny model, to try it
+MODEL_PATH = os.environ.get("MODEL_PATH") or str(files("dynamo_workers") / "tiny" / "model")
 
 
 async def backwards(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    token_ids = request["token_ids"][::-1]
+    token_ids = [token_id for token_id in request["token_ids"][::-1] if token_id not in request["eos_token_ids"]]
     for token_id in token_ids[:-1]:
         yield {"token_ids": [token_id], "index": 0}
         await asyncio.sleep(0.01)

@@ -3,13 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from importlib.resources import files
 
 import grpc
 
 from dynamo_grpc import register_server
 from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc
 
-MODEL_PATH = os.environ["MODEL_PATH"]  # a folder with tokenizer.json, as downloaded from a model hub
+# a folder with tokenizer.json, as downloaded from a model hub; that of the tiny model, to try it
+MODEL_PATH = os.environ.get("MODEL_PATH") or str(files("dynamo_workers") / "tiny" / "model")
 
 
 class Countdown(inference_pb2_grpc.InferenceServicer):

@@ -1,6 +1,6 @@
 """A model's worker: it takes text, and says it louder."""
 
-from dynamo_grpc import ModelInput, Worker, run
+from dynamo_grpc import ModelInput, Worker, prompt_text, run
 
 
 class Shout(Worker):
@@ -8,8 +8,7 @@ class Shout(Worker):
     model_input = ModelInput.Text  # text and messages; without it, generate gets token ids
 
     async def generate(self, request, context):
-        text = request.text or request.messages[-1].content[0].text.text
-        for word in text.split():
+        for word in prompt_text(request).split():
             yield word.upper() + " "
 
 

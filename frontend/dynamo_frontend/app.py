@@ -19,9 +19,9 @@ from starlette.types import Receive, Scope, Send
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.catalog import Catalog, Model
-from dynamo_frontend.preprocess import prepare_chat, prepare_completion
+from dynamo_frontend.preprocess import naming, prepare_chat, prepare_completion
 from dynamo_frontend.record import Metrics, Record
-from dynamo_frontend.relay import Relay, collect
+from dynamo_frontend.relay import Piece, Relay, collect
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
 from dynamo_frontend.shapes import DONE, ChatShape, CompletionShape, Shape
 from dynamo_grpc import (
@@ -34,6 +34,7 @@ from dynamo_grpc import (
     TooLargeError,
     __version__,
 )
+from dynamo_grpc.errors import Retry
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.telemetry import server_span
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R", bound=Sampling)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+#: How often a whole answer is begun.
+_WHOLE_ATTEMPTS = 3
 _LONGEST_S = 24 * 3600.0
 _ID = re.compile(r"[ -~]{1,200}")
 
@@ -114,14 +117,16 @@ class Frontend:
     async def _chat(self, request: Request) -> Response:
         async def prepare(body: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
             model.check_type(model_card_pb2.MODEL_TYPE_CHAT, "chat completions")
-            return await prepare_chat(body, model)
+            with naming("messages"):
+                return await prepare_chat(body, model)
 
         return await self._answer(request, "chat_completions", ChatRequest, prepare, ChatShape)
 
     async def _completion(self, request: Request) -> Response:
         async def prepare(body: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
             model.check_type(model_card_pb2.MODEL_TYPE_COMPLETIONS, "completions")
-            return await prepare_completion(body, model)
+            with naming("prompt"):
+                return await prepare_completion(body, model)
 
         return await self._answer(request, "completions", CompletionRequest, prepare, CompletionShape)
 
@@ -162,14 +167,17 @@ class Frontend:
                 message = await prepare(body, model)
                 message.request_id = request_id
                 mode = self._settings.router_mode
-                relay = Relay(model, body, message, context, record, mode, instance_id)
+
+                def make_relay() -> Relay:
+                    return Relay(model, body, message, context, record, mode, instance_id)
+
                 assert model.preparation is not None
                 has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
                 shape = make_shape(request_id, body.model, model.preparation.tokenizer, has_usage=has_usage)
                 if body.stream:
-                    await _stream(writer, relay, shape, max(1, body.n or 1), has_usage=has_usage)
+                    await _stream(writer, make_relay(), shape, max(1, body.n or 1), has_usage=has_usage)
                 else:
-                    pieces = await collect(relay)
+                    relay, pieces = await _collect(make_relay)
                     await writer.json(200, shape.body(pieces.values(), relay.usage))
 
         return Answer(work, context, record, headers, is_stream=body.stream)
@@ -257,6 +265,18 @@ async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, 
                 await writer.events(events)
     await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
     await writer.end()
+
+
+async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, dict[int, Piece]]:
+    """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time."""
+    for attempt in range(1, _WHOLE_ATTEMPTS + 1):
+        relay = make_relay()
+        try:
+            return relay, await collect(relay)
+        except MeshError as error:
+            if error.retry is not Retry.MIGRATE or attempt == _WHOLE_ATTEMPTS:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _error_response(error: MeshError, request_id: str) -> Response:

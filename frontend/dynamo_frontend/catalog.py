@@ -47,10 +47,15 @@ _MAX_KNOWN = 1_000
 
 @dataclass(slots=True)
 class Preparation:
-    """What turns a request's text into tokens and back; empty for models that take text."""
+    """What turns a request's text into tokens and back; empty for models that take text.
+
+    Attributes:
+        max_token_chars: no token is longer than this.
+    """
 
     tokenizer: Tokenizer | None = None
     template: ChatTemplate | None = None
+    max_token_chars: int = 0
 
 
 class Model:
@@ -251,6 +256,7 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
     if "tokenizer.json" in files:
         try:
             preparation.tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
+            preparation.max_token_chars = max(map(len, preparation.tokenizer.get_vocab()), default=0)
         except Exception as error:  # the library raises plain Exception
             raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
     if card.chat_template:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import sys
@@ -86,7 +87,8 @@ def frontend(**options: Any) -> None:
         lifespan="on",
     )
     server = _Server(config, f"frontend ready at http://{host}:{port} ({registry.description})")
-    server.run(sockets=[listener])
+    with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
+        server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
-from dynamo_grpc import InvalidRequestError, UnsupportedError
+from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 from dynamo_grpc.validation import check_length, check_request
 
@@ -44,7 +44,7 @@ async def prepare_chat(request: ChatRequest, model: Model) -> inference_pb2.Prep
         if model.preparation.template is None:
             raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
         text = model.preparation.template.render(messages)
-        message.token_ids.extend(await tokenize(model.preparation.tokenizer, text, add_special_tokens=False))
+        message.token_ids.extend(await tokenize(model, text, add_special_tokens=False))
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
     return _finish(message, model, limit, None)
@@ -54,28 +54,62 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> infere
     """The request to send for a completion; checked."""
     assert model.preparation is not None
     message = _common(request, model)
-    if not request.prompt:
+    prompt = _single(request.prompt)
+    if not prompt:
         raise InvalidRequestError("the prompt is empty", param="prompt")
-    if isinstance(request.prompt, list):
-        if any(not 0 <= token_id < 2**32 for token_id in request.prompt):
+    if isinstance(prompt, list):
+        if any(not 0 <= token_id < 2**32 for token_id in prompt):
             raise InvalidRequestError("token ids are from 0 to 4294967295", param="prompt")
-        message.token_ids.extend(request.prompt)
+        message.token_ids.extend(prompt)
     elif model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
-        message.text = request.prompt
+        message.text = prompt
     else:
-        message.token_ids.extend(await tokenize(model.preparation.tokenizer, request.prompt, add_special_tokens=True))
+        message.token_ids.extend(await tokenize(model, prompt, add_special_tokens=True))
     if request.logprobs is not None:
         message.output_options.logprobs = request.logprobs
     return _finish(message, model, request.max_tokens, _COMPLETION_TOKENS)
 
 
-async def tokenize(tokenizer: Tokenizer | None, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; long texts leave the event loop to others (the tokenizer lets go of the GIL)."""
+async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text; long texts leave the event loop to others.
+
+    Raises:
+        ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
+    """
+    assert model.preparation is not None
+    tokenizer = model.preparation.tokenizer
     assert tokenizer is not None
+    least = len(text) // max(1, model.preparation.max_token_chars)
+    if model.card.context_length and least > model.card.context_length:
+        raise ContextLengthError(
+            f"the prompt has {len(text)} characters, which are {least} tokens or more, and the context of "
+            f"{model.card.name!r} holds {model.card.context_length} tokens: shorten the prompt",
+            param="token_ids",
+        )
     if len(text) < _LONG_CHARS:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
     encoded = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
     return encoded.ids
+
+
+def _single(prompt: str | list[int] | list[str] | list[list[int]]) -> str | list[int]:
+    """The prompt, also when it is the only one of a list."""
+    if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
+        return prompt  # type: ignore[return-value]
+    if len(prompt) > 1:
+        raise UnsupportedError(f"{len(prompt)} prompts in one request are not supported here: send one", param="prompt")
+    return prompt[0]  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def naming(param: str) -> Iterator[None]:
+    """Errors about the token ids name the field that they were made from."""
+    try:
+        yield
+    except MeshError as error:
+        if error.param == "token_ids":
+            error.param = param
+        raise
 
 
 def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedRequest:

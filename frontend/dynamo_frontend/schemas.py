@@ -109,7 +109,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """Body of /v1/completions."""
 
-    prompt: str | list[int]
+    prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",), "best_of": (1,), "echo": (False,)}

@@ -23,7 +23,7 @@ Start = Callable[..., Process]
 def env(cli: Start) -> dict[str, str]:
     port = free_port()
     cli("registry", "--port", str(port)).wait_for("registry ready")
-    return {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "HELLO_DELAY_S": "0.05", "MODEL_PATH": MODEL}
+    return {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "HELLO_DELAY_S": "0.05"}
 
 
 @pytest.fixture
@@ -97,6 +97,7 @@ def test_plain_functions_and_a_plain_servicer(example: Start, cli: Start, env: d
     tokenizer = Tokenizer.from_file(f"{MODEL}/tokenizer.json")
     expected = tokenizer.decode(tokenizer.encode("one two three").ids[::-1])
     assert ask(port, "completions", {"model": "backwards", "prompt": "one two three"})["text"] == expected
+    assert "three two one" in " ".join(chat(port, "backwards", "one two three").split())
     assert chat(port, "countdown", "hello sea").startswith("hello sea")
     rows = cli("ps", "--json", env=env)
     assert rows.wait() == 0

@@ -243,7 +243,9 @@ def test_two_workers_with_different_cards(cli: Start, tmp_path: Path) -> None:
     cli("registry", "--port", str(port)).wait_for("ready")
     cli("worker", "tiny", env=env).wait_for("worker ready")
     second = cli("worker", "tiny", "--model-path", str(folder), env=env)
-    refused = second.wait_for(r"refused: model 'tiny' is served with card (\w{16}), this worker has card (\w{16})")
+    refused = second.wait_for(
+        r"refused, waiting without traffic: model 'tiny' is served with card (\w{16}), this worker has card (\w{16})"
+    )
     assert refused[1] != refused[2]
     ps = cli("ps", env=env)
     ps.wait()
@@ -254,8 +256,7 @@ def test_two_workers_with_different_cards(cli: Start, tmp_path: Path) -> None:
 
 def test_a_static_list_needs_no_registry(cli: Start, tmp_path: Path) -> None:
     port = free_port()
-    env = {"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC": f"127.0.0.1:{port}"}
-    cli("worker", "tiny", "--port", str(port), env=env).wait_for("worker ready")
+    cli("worker", "tiny", "--port", str(port), "--discovery-backend", "static").wait_for("worker ready")
     frontend = cli("frontend", "--http-port", "0", "--static", f"127.0.0.1:{port}")
     http = frontend.wait_for(r"ready at (http://\S+)")[1]
     until(lambda: models(http) == ["tiny"])
@@ -277,6 +278,8 @@ def test_a_static_list_needs_no_registry(cli: Start, tmp_path: Path) -> None:
         (["worker", "tiny", "--model-path", "/nowhere"], "is no folder"),
         (["worker", "tiny", "--host", "0.0.0.0"], "needs --advertise"),
         (["worker", "tiny", "--prot", "9"], "Did you mean"),
+        (["worker", "tiny", "--advertise", "a:b"], "HOST:PORT"),
+        (["frontend", "--static", "@/nowhere"], "no file '/nowhere'"),
         (["frontned"], "did you mean 'frontend'"),
         (["frontend", "--static", "nohost"], "HOST:PORT"),
         (["frontend", "--router-mode", "best"], "round-robin"),
@@ -369,6 +372,54 @@ def test_the_hello_world_worker(cli: Start) -> None:
 
 def _no_ignored_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job inherits it ignored
+
+
+def test_a_file_that_runs_its_worker_when_imported_is_refused(cli: Start, tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text("""
+import asyncio
+from dynamo_grpc import dynamo_worker
+
+@dynamo_worker()
+async def main(runtime):
+    pass
+
+asyncio.run(main())
+""")
+    process = cli("worker", str(tmp_path / "plain.py"))
+    assert process.wait() == 1
+    assert "already runs main: put the line that runs it under" in " ".join(process.output.split())
+
+
+def test_errors_can_be_found_in_the_workers_log(cli: Start, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("""
+from dynamo_grpc import ModelInput, Worker
+
+class Bad(Worker):
+    model_name, model_input = "bad", ModelInput.Text
+
+    async def generate(self, request, context):
+        raise {"a": RuntimeError, "b": TypeError}[request.text]("it broke")
+        yield
+""")
+    port = free_port()
+    env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}"}
+    cli("registry", "--port", str(port)).wait_for("ready")
+    worker = cli("worker", str(tmp_path / "bad.py"), env=env)
+    url = cli("frontend", "--http-port", "0", env=env).wait_for(r"ready at (http://\S+)")[1]
+    until(lambda: models(url) == ["bad"])
+    for prompt, status in (("a", 500), ("b", 400)):
+        with httpx.Client(base_url=url) as http:
+            answer = http.post(
+                "/v1/completions", json={"model": "bad", "prompt": prompt}, headers={"x-request-id": f"id-{prompt}"}
+            )
+        assert answer.status_code == status
+        message = answer.json()["error"]["message"]
+        worker.wait_for(f"request id-{prompt} .*(?s:.*)Error: it broke")
+        if status == 500:
+            assert message.split("error id ")[1].rstrip(")") in worker.output
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "stopped" in worker.output
 
 
 def test_chat_in_the_terminal(cli: Start) -> None:

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from dynamo_frontend.app import Frontend, FrontendSettings
 
-from dynamo_grpc import Context, HttpError, ModelInput, Worker
+from dynamo_grpc import Context, HttpError, ModelInput, Worker, prompt_text
 from dynamo_grpc.cards import load_model
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
@@ -206,7 +206,7 @@ async def test_unknown_fields_are_tolerated_and_named(front: Front) -> None:
             "'image_url' is not supported",
         ),
         ({"messages": []}, 400, "messages", "at least 1"),
-        ({"messages": [{"role": "user", "content": "sea " * 9000}]}, 400, "token_ids", "8192"),
+        ({"messages": [{"role": "user", "content": "sea " * 9000}]}, 400, "messages", "8192"),
         ({"logit_bias": {"99999": 1}}, 400, "logit_bias", "vocabulary"),
         ({"stop": [""]}, 400, "stop", "empty"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "not supported"),
@@ -234,6 +234,12 @@ async def test_bad_completions(front: Front) -> None:
     assert "empty" in (await front.error({"model": "tiny", "prompt": ""}, 400, path))["message"]
     assert "vocabulary" in (await front.error({"model": "tiny", "prompt": [1, 999999]}, 400, path))["message"]
     assert (await front.error({"model": "tiny", "prompt": [-1]}, 400, path))["param"] == "prompt"
+    huge = await front.error({"model": "tiny", "prompt": "hello sea " * 1_000_000}, 400, path)
+    assert (huge["param"], huge["code"]) == ("prompt", "context_length_exceeded")
+    two = await front.error({"model": "tiny", "prompt": ["a", "b"]}, 400, path)
+    assert "2 prompts in one request" in two["message"]
+    for one in (["The sea"], [[300, 301]]):
+        assert (await front.post({"model": "tiny", "prompt": one, "max_tokens": 1}, path)).status_code == 200
     long = await front.error({"model": "tiny", "prompt": [5] * 9000}, 400, path)
     assert long["code"] == "context_length_exceeded"
     assert "9000" in long["message"]
@@ -420,6 +426,21 @@ async def test_a_request_whose_only_worker_is_lost_waits_for_the_next(mesh: Mesh
         assert (await waiting).status_code == 200
 
 
+async def test_a_whole_answer_survives_the_loss_of_its_worker_in_the_middle(mesh: Mesh) -> None:
+    first = Watched()  # for ever
+    lost = await mesh.serve_worker(first)
+    async with front_of(mesh, instance_wait_s=20.0) as front:
+        await eventually(front.frontend.catalog.ready)
+        waiting = asyncio.ensure_future(front.post({**CHAT, "model": "watched", "max_tokens": 1000}))
+        await asyncio.wait_for(first.started.wait(), 5)
+        await asyncio.sleep(0.1)
+        await mesh.serve_worker(Watched())
+        await mesh.lose(lost)
+        answer = await waiting
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] == 1000
+
+
 async def test_a_worker_that_leaves_while_its_files_are_fetched(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
     import time
@@ -479,8 +500,7 @@ class Upper(Worker):
     model_input = ModelInput.Text
 
     async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[Any]:
-        text = request.text or request.messages[-1].content[0].text.text
-        for word in text.split():
+        for word in prompt_text(request).split():
             yield word.upper() + " "
         yield inference_pb2.GenerateResponse(usage=inference_pb2.Usage(prompt_tokens=3, completion_tokens=2))
 
@@ -496,6 +516,9 @@ async def test_a_worker_that_takes_text(mesh: Mesh, front: Front) -> None:
     assert done.choices[0].text == "TELL ME MORE "
     assert done.usage is not None
     assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (3, 2)
+    for content in ("", [], [{"type": "text", "text": ""}]):
+        empty = await front.post({"model": "upper", "messages": [{"role": "user", "content": content}]})
+        assert empty.json()["choices"][0]["message"]["content"] == ""
     body = {"model": "upper", "prompt": "tell me more", "stop": "ME", "min_tokens": 1}
     assert (await front.post(body, "/v1/completions")).json()["choices"][0]["text"] == "TELL "
 

@@ -244,7 +244,7 @@ def test_settings() -> None:
         ({"DYN_DISCOVERY_BACKEND": "file"}, "embedded registry"),
         ({"DYN_DISCOVERY_BACKEND": "kubernetes"}, "dns:SERVICE:PORT"),
         ({"DYN_DISCOVERY_BACKEND": "ectd"}, "did you mean 'etcd'"),
-        ({"DYN_DISCOVERY_BACKEND": "static"}, "needs DYN_STATIC"),
+        ({"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC": "@/nowhere"}, "no file '/nowhere'"),
         ({"DYN_DISCOVERY_BACKEND": "static", "DYN_STATIC": "nohost"}, "HOST:PORT"),
         ({"DYN_REQUEST_PLANE": "tcp"}, "travel by gRPC alone"),
         ({"DYN_REQUEST_PLANE": "http"}, "travel by gRPC alone"),

@@ -41,6 +41,7 @@ PUBLIC = [
     "current_context",
     "dynamo_endpoint",
     "dynamo_worker",
+    "prompt_text",
     "register_llm",
     "register_model",
     "register_server",
