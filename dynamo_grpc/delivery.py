@@ -204,6 +204,7 @@ class Delivery:
             delivery_id = connection.lane.open_inbox(inbox)
             metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))
         call = method(request, timeout=context.remaining_s(), metadata=metadata)
+        inbox.on_full = call.cancel
         self._own(_read_call(call, inbox, context.id(), connection.address))
         forget = functools.partial(_forget, self._connections, connection, delivery_id)
         return OutputStream(live, connection, call, inbox, context, forget, self._own)

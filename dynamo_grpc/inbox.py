@@ -10,28 +10,37 @@ import asyncio
 import itertools
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from dynamo_grpc.errors import HandlerEndedError
+from dynamo_grpc.errors import HandlerEndedError, OverloadedError
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)
 
 #: How long outputs that the call's end has counted may still be on their way.
 _LATE_S = 5.0
+#: A reader that leaves this many outputs unread loses its stream: there is no flow control for one request of many.
+MAX_UNREAD = 32_768
 #: A worker that has no Deliver is asked again after this long.
 _UNIMPLEMENTED_S = 60.0
 
 
 class Inbox:
-    """Outputs of one request that arrived and weren't taken yet."""
+    """Outputs of one request that arrived and weren't taken yet.
+
+    Attributes:
+        ready: in order, to be taken by the reader.
+        on_full: called when too many are unread; the stream has ended then.
+    """
 
     def __init__(self) -> None:
         self.ready: list[Any] = []
         self.is_ended = False
         self.error: BaseException | None = None
+        self.on_full: Callable[[], object] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._early: dict[int, Any] = {}
         self._expected = 0
@@ -58,6 +67,10 @@ class Inbox:
         self._order(message.sequence, message)
         if self._wanted is not None and self._num_by_lane >= self._wanted:
             self.end(None)
+        elif len(self.ready) + len(self._early) > MAX_UNREAD:
+            self.end(OverloadedError(f"{MAX_UNREAD} outputs are unread: the reader is too slow"))
+            if self.on_full is not None:
+                self.on_full()
         self._wake()
 
     def _order(self, sequence: int, message: Any) -> None:
@@ -109,7 +122,7 @@ class LaneClient:
     """
 
     def __init__(self, stub: Any, address: str) -> None:
-        self._stub, self._address = stub, address
+        self._stub = stub
         self.name = ""
         self.has_answered = False
         self._ids = itertools.count(1)

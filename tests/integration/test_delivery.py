@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_grpc import Context
+from dynamo_grpc import Context, OverloadedError
 from dynamo_grpc.lane import FRAME_BYTES, Lane, frames
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
@@ -200,3 +200,22 @@ async def test_a_name_is_taken_once(mesh: Mesh) -> None:
         call = connection.inference.Deliver(inference_pb2.DeliverRequest(delivery=name))
         with pytest.raises(grpc.aio.AioRpcError, match="no other one has"):
             await call.read()
+
+
+async def test_a_reader_that_never_reads_costs_bounded_memory(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dynamo_grpc.inbox as inbox
+
+    monkeypatch.setattr(inbox, "MAX_UNREAD", 100)
+    endless = Endless()
+
+    async def busy(request: Any) -> AsyncIterator[int]:
+        async for number in endless.generate(request, Context()):
+            for _ in range(50):
+                yield number
+
+    await mesh.serve(NAME, busy)
+    client = await mesh.client(NAME)
+    stream = await client.generate(None)
+    await asyncio.wait_for(endless.ended.wait(), 10)
+    with pytest.raises(OverloadedError, match="the reader is too slow"):
+        await collect(stream)
