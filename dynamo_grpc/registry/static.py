@@ -96,10 +96,10 @@ class _Poller:
             return list(self._channels)
         return parse_addresses(self._spec.split(","))
 
-    def _tell(self, about: str, message: str) -> None:
-        """Log what changed, once."""
-        if self._told.get(about) != message:
-            self._told[about] = message
+    def _tell(self, about: str, message: str, kind: str = "") -> None:
+        """Log what changed, once: again only when it is of another kind."""
+        if self._told.get(about) != (kind or message):
+            self._told[about] = kind or message
             logger.warning("static list: %s: %s", about, message)
 
     async def ask_all(self) -> dict[str, bytes]:
@@ -119,7 +119,8 @@ class _Poller:
         try:
             answer = await stub.Describe(control_pb2.DescribeRequest(), timeout=_ANSWER_S)
         except grpc.aio.AioRpcError as error:
-            self._tell(address, f"does not say what it serves: {error.code().name}: {error.details()}")
+            code = error.code().name
+            self._tell(address, f"does not say what it serves: {code}: {error.details()}", code)
             return entries
         if answer.state != control_pb2.WORKER_STATE_READY:
             hint = "; a worker without a registry is started with --discovery-backend static"

@@ -93,7 +93,7 @@ class Record:
             if self.first is not None:
                 self.metrics.ttft.labels(*labels).observe(self.first - self.started)
         logger.info(
-            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%016x",
+            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%s",
             self.request_id,
             self.endpoint,
             self.model or "-",
@@ -103,5 +103,5 @@ class Record:
             self.output_tokens,
             f"{(self.first - self.started) * 1e3:.1f}" if self.first is not None else "-",
             (now - self.started) * 1e3,
-            self.instance,
+            f"{self.instance:016x}" if self.instance else "-",
         )
