@@ -29,6 +29,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a retry goes to another instance, so it is the client's
     ("grpc.enable_http_proxy", 0),
+    # small windows: what the client hasn't read waits at the worker, where first outputs can pass the others
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 32_768),
 )
 
 

@@ -8,16 +8,16 @@ no timer: an idle stream waits for nothing.
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import Message
 
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
-#: A frame is closed when it is larger than this.
-FRAME_BYTES = 256 * 1024
+#: A frame takes no more outputs when it has this many bytes: small, so that a first output waits for little.
+FRAME_BYTES = 16 * 1024
 #: Handlers wait while this many outputs wait for a client that doesn't read.
 MAX_PENDING = 10_000
 #: A handler that never awaits gives the loop a turn after so many outputs, or so much time.
@@ -37,17 +37,18 @@ class Lane:
         self.turn = 0
         self.is_open = True
         self._is_finishing = False
-        self._ready: list[inference_pb2.DeliveredOutput] = []
+        self._first: list[inference_pb2.DeliveredOutput] = []
+        self._ready: collections.deque[inference_pb2.DeliveredOutput] = collections.deque()
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
-    def put(self, delivery_id: int, message: Message) -> None:
-        """Send an output with the next frame."""
+    def put(self, delivery_id: int, message: Message, *, is_first: bool = False) -> None:
+        """Send an output with the next frame that has room; a request's first output goes before all that waits."""
         if isinstance(message, inference_pb2.GenerateResponse):
             output = inference_pb2.DeliveredOutput(id=delivery_id, response=message)
         else:
             output = inference_pb2.DeliveredOutput(id=delivery_id, call_response=message.SerializeToString())
-        self._ready.append(output)
+        (self._first if is_first else self._ready).append(output)
         self._wake.set()
 
     async def wait_room(self) -> None:
@@ -63,9 +64,10 @@ class Lane:
 
     def take_back(self, delivery_id: int) -> list[inference_pb2.DeliveredOutput]:
         """Outputs of a request that no frame has taken, after the lane has closed."""
-        mine = [output for output in self._ready if output.id == delivery_id]
-        self._ready = [output for output in self._ready if output.id != delivery_id]
-        return mine
+        waiting = [*self._first, *self._ready]
+        self._first = [output for output in self._first if output.id != delivery_id]
+        self._ready = collections.deque(output for output in self._ready if output.id != delivery_id)
+        return [output for output in waiting if output.id == delivery_id]
 
     def finish(self) -> None:
         """Send what is there, then end the Deliver call."""
@@ -76,31 +78,28 @@ class Lane:
         """Write frames until the lane is finished or the call breaks."""
         try:
             await call.send_initial_metadata(())  # tells the client that the lane is there
-            while self._ready or not self._is_finishing:
+            while self._first or self._ready or not self._is_finishing:
                 await self._wake.wait()
                 self._wake.clear()
-                self.turn += 1
-                ready, self._ready = self._ready, []
-                for frame in frames(ready):
-                    await call.write(frame)
-                self._room.set()
+                while self._first or self._ready:
+                    self.turn += 1
+                    await call.write(self._next_frame())
+                    self._room.set()
         finally:
             self.is_open = False
             self._room.set()
 
-
-def frames(outputs: list[inference_pb2.DeliveredOutput]) -> Iterator[inference_pb2.DeliverFrame]:
-    """Outputs in frames of about FRAME_BYTES at most (a larger output has one to itself)."""
-    frame, size = inference_pb2.DeliverFrame(), 0
-    for output in outputs:
-        length = output.ByteSize()
-        if size and size + length > FRAME_BYTES:
-            yield frame
-            frame, size = inference_pb2.DeliverFrame(), 0
-        frame.outputs.append(output)
-        size += length
-    if size:
-        yield frame
+    def _next_frame(self) -> inference_pb2.DeliverFrame:
+        """What leaves next, FRAME_BYTES at most (a larger output has a frame to itself)."""
+        first, self._first = self._first, []
+        frame, size = inference_pb2.DeliverFrame(outputs=first), sum(output.ByteSize() for output in first)
+        ready = self._ready
+        while ready:
+            size += ready[0].ByteSize()
+            if size > FRAME_BYTES and frame.outputs:
+                break
+            frame.outputs.append(ready.popleft())
+        return frame
 
 
 class Sender:
@@ -127,7 +126,7 @@ class Sender:
             await self._leave_lane(lane)
             await self._call.write(message)
             return
-        lane.put(self._id, message)
+        lane.put(self._id, message, is_first=self.num_by_lane == 0)
         self.num_by_lane += 1
         if self._turn != lane.turn:  # a frame was begun since: the loop has had a turn
             self._turn, self._count, self._since = lane.turn, 0, time.perf_counter()

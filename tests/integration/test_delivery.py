@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from dynamo_grpc import Context, OverloadedError
-from dynamo_grpc.lane import FRAME_BYTES, Lane, frames
+from dynamo_grpc.lane import FRAME_BYTES, Lane
 from dynamo_grpc.testing import Mesh
-from dynamo_grpc.v1 import inference_pb2
+from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 from ..conftest import eventually
 from .handlers import NAME, Endless, collect, echo
@@ -18,16 +18,15 @@ from .handlers import NAME, Endless, collect, echo
 @pytest.fixture
 def frame_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of outputs of each frame that is written."""
-    import dynamo_grpc.lane as lane
-
     sizes: list[int] = []
+    next_frame = Lane._next_frame
 
-    def counted(outputs: Any) -> Any:
-        for frame in frames(outputs):
-            sizes.append(len(frame.outputs))
-            yield frame
+    def counted(lane: Lane) -> Any:
+        frame = next_frame(lane)
+        sizes.append(len(frame.outputs))
+        return frame
 
-    monkeypatch.setattr(lane, "frames", counted)
+    monkeypatch.setattr(Lane, "_next_frame", counted)
     return sizes
 
 
@@ -155,14 +154,25 @@ async def test_what_is_sent_last_arrives_although_the_worker_stops(mesh: Mesh) -
         await stopping
 
 
-async def test_frames_are_bounded() -> None:
-    def output(size: int) -> inference_pb2.DeliveredOutput:
-        return inference_pb2.DeliveredOutput(id=1, call_response=b"x" * size)
+async def test_frames_are_bounded_and_first_outputs_go_first() -> None:
+    def sizes(*lengths: int) -> list[int]:
+        lane = Lane()
+        for length in lengths:
+            lane.put(1, endpoint_pb2.CallResponse(data=b"x" * length))
+        counted = []
+        while lane._ready:
+            counted.append(len(lane._next_frame().outputs))
+        return counted
 
-    sizes = [len(frame.outputs) for frame in frames([output(100_000) for _ in range(7)])]
-    assert sizes == [2, 2, 2, 1]
-    assert [len(frame.outputs) for frame in frames([output(FRAME_BYTES * 3), output(1), output(1)])] == [1, 2]
-    assert list(frames([])) == []
+    third = FRAME_BYTES * 3 // 8
+    assert sizes(*[third] * 7) == [2, 2, 2, 1]
+    assert sizes(FRAME_BYTES * 3, 1, 1) == [1, 2]
+    assert sizes(1, FRAME_BYTES * 3, 1) == [1, 1, 1]
+    lane = Lane()
+    for number in range(5):
+        lane.put(1, inference_pb2.GenerateResponse(sequence=number))
+    lane.put(2, inference_pb2.GenerateResponse(), is_first=True)
+    assert [output.id for output in lane._next_frame().outputs] == [2, 1, 1, 1, 1, 1]
 
 
 async def test_large_outputs_travel(mesh: Mesh) -> None:
