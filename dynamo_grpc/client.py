@@ -6,10 +6,12 @@ A request whose attempt fails before its first output goes to another instance: 
 from __future__ import annotations
 
 import asyncio
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context, current_context
 from dynamo_grpc.delivery import Delivery
@@ -66,33 +68,29 @@ class Annotated:
         return f"Annotated({self._data!r})"
 
 
-class ResponseStream:
+class ResponseStream(AsyncClosing):
     """What `Client.generate` returns: an async iterator of items."""
 
     def __init__(self, stream: RoutedStream[Any], *, annotated: bool) -> None:
         self._stream, self._annotated = stream, annotated
-        self._pending: list[Any] = []
+        self._pending: collections.deque[Any] = collections.deque()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
         while not self._pending:
-            self._pending = list(_values(await self._stream.__anext__()))
-        value = self._pending.pop(0)
+            messages = await self._stream.take()
+            if not messages:
+                raise StopAsyncIteration
+            for message in messages:
+                self._pending.extend(_values(message))
+        value = self._pending.popleft()
         return Annotated(value) if self._annotated else value
 
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
         await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse) -> Iterator[Any]:

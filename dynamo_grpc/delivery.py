@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -25,8 +23,6 @@ from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, 
 from dynamo_grpc.status import from_rpc_error
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
-logger = logging.getLogger(__name__)
-
 M = TypeVar("M", inference_pb2.GenerateResponse, endpoint_pb2.CallResponse)
 
 #: After a gentle stop, a stream that its reader left is cancelled only after this long.
@@ -34,9 +30,9 @@ GENTLE_S = 5.0
 
 
 class OutputStream(Generic[M]):
-    """An async iterator of outputs; it is a child of its context, and ends with it.
+    """The outputs of one request; it is a child of its context, and ends with it.
 
-    Leaving it early (`aclose`, or the end of `async with`) cancels the call, unless the context was stopped: then the
+    Leaving it early (`aclose`) cancels the call, unless the context was stopped: then the
     worker has GENTLE_S to end by itself.
     """
 
@@ -50,39 +46,24 @@ class OutputStream(Generic[M]):
         self._is_closed = False
         context.link(self)
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> M:
-        inbox = self._inbox
-        if not inbox.ready:
-            await self._wait()
-        return inbox.ready.pop(0)  # type: ignore[no-any-return]
-
     async def take(self) -> list[M]:
-        """All outputs that are there; waits for one.
+        """All outputs that are there; waits for one. None at all says that the stream has ended.
 
         Raises:
-            StopAsyncIteration: the stream has ended.
             MeshError: it has failed.
         """
         inbox = self._inbox
-        if not inbox.ready:
-            await self._wait()
-        ready, inbox.ready = inbox.ready, []
-        return ready
-
-    async def _wait(self) -> None:
         try:
-            await self._inbox.wait()
+            await inbox.wait()
         except asyncio.CancelledError:  # the reader is cancelled: so is the request
             self._leave()
             raise
-        if not self._inbox.ready:
+        if not inbox.ready:
             self._release()
-            if self._inbox.error is not None:
-                raise self._inbox.error
-            raise StopAsyncIteration
+            if inbox.error is not None:
+                raise inbox.error
+        ready, inbox.ready = inbox.ready, []
+        return ready
 
     def stop(self) -> None:
         """Ask the worker for a gentle end."""
@@ -132,14 +113,6 @@ class OutputStream(Generic[M]):
         if not self._is_closed:
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 self._leave()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 async def _finish_gently(call: Any, forget: Callable[[], None]) -> None:

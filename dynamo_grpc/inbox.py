@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,6 @@ import grpc
 
 from dynamo_grpc.errors import HandlerEndedError, OverloadedError
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
-
-logger = logging.getLogger(__name__)
 
 #: How long outputs that the call's end has counted may still be on their way.
 _LATE_S = 5.0

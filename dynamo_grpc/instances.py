@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.records import read_instances
 from dynamo_grpc.registry.base import View
@@ -39,9 +39,9 @@ class InstanceSet:
         self._view, self._connections, self._accepts = view, connections, accepts
         self._live: dict[int, Live] = {}
         self._gone: set[int] = set()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._changes = Changes()
         view.subscribe(self.refresh)
-        connections.subscribe(self._wake)
+        connections.subscribe(self._changes.tell)
 
     def refresh(self) -> None:
         """Compare with the view, by id and by value."""
@@ -57,7 +57,7 @@ class InstanceSet:
             self._live[instance_id] = Live(instance, self._connections.acquire(instance.address))
             if live is not None:
                 self._connections.release(live.connection)
-        self._wake()
+        self._changes.tell()
 
     def all(self) -> list[Live]:
         """All that the registry lists, in order of their ids."""
@@ -78,21 +78,13 @@ class InstanceSet:
 
     async def wait_changed(self) -> None:
         """Return at the next change."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(future)
-        await future
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
+        await self._changes.wait()
 
     def close(self) -> None:
         """Let go of the connections."""
         self._view.unsubscribe(self.refresh)
-        self._connections.unsubscribe(self._wake)
+        self._connections.unsubscribe(self._changes.tell)
         for live in self._live.values():
             self._connections.release(live.connection)
         self._live.clear()
-        self._wake()
+        self._changes.tell()

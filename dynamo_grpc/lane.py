@@ -53,7 +53,7 @@ class Lane:
 
     async def wait_room(self) -> None:
         """Return when the client has taken enough."""
-        while self.is_open and len(self._ready) > MAX_PENDING:
+        while self.is_open and self.is_full:
             self._room.clear()
             await self._room.wait()
 

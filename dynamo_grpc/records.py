@@ -10,7 +10,7 @@ from typing import TypeVar
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from dynamo_grpc.names import INSTANCES, MODELS
+from dynamo_grpc.names import INSTANCES, MODELS, EndpointName
 from dynamo_grpc.registry.base import Entry
 from dynamo_grpc.v1 import model_card_pb2
 
@@ -22,6 +22,15 @@ _M = TypeVar("_M", bound=Message)
 def to_json(message: Message) -> bytes:
     """A record as it is stored: JSON with proto field names."""
     return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None).encode()
+
+
+def to_entries(instance: model_card_pb2.Instance, card: model_card_pb2.ModelCard | None) -> dict[str, bytes]:
+    """What an instance puts into the registry: itself, and the model card that it serves."""
+    name = EndpointName(instance.namespace, instance.component, instance.endpoint)
+    entries = {name.instance_key(instance.instance_id): to_json(instance)}
+    if card is not None:
+        entries[name.card_key(instance.instance_id)] = to_json(card)
+    return entries
 
 
 def from_json(entry: Entry, message: _M) -> _M | None:

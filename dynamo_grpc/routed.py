@@ -7,9 +7,9 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Generic, Self
+from typing import Generic
 
+from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery, M, OutputStream
 from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, Retry, WrongInstanceError, names
@@ -21,8 +21,8 @@ from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 MAX_ATTEMPTS = 4
 
 
-class RoutedStream(Generic[M]):
-    """The outputs of one request, wherever it runs: an async iterator; use it with `async with`, or read it to its end.
+class RoutedStream(AsyncClosing, Generic[M]):
+    """The outputs of one request, wherever it runs; use it with `async with`, or read it to its end.
 
     Args:
         open_at: opens the request at an instance.
@@ -52,21 +52,12 @@ class RoutedStream(Generic[M]):
         """Who serves it now."""
         return self._stream.instance
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> M:
-        while True:
-            try:
-                message = await self._stream.__anext__()
-            except MeshError as error:
-                await self._go_elsewhere(error)
-                continue
-            self._has_output = True
-            return message
-
     async def take(self) -> list[M]:
-        """All outputs that are there; waits for one. It ends and fails as iterating does."""
+        """All outputs that are there; waits for one. None at all says that the stream has ended.
+
+        Raises:
+            MeshError: it has failed, and can't go elsewhere.
+        """
         while True:
             try:
                 messages = await self._stream.take()
@@ -93,14 +84,6 @@ class RoutedStream(Generic[M]):
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
         await self._stream.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class Router:

@@ -8,13 +8,13 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import timestamp_pb2
 
 from dynamo_grpc.cards import Model
 from dynamo_grpc.client import Client, to_preprocessed_request
+from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.connections import Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery
@@ -25,7 +25,7 @@ from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.messages import to_dict
 from dynamo_grpc.names import MODELS, EndpointName, check_part
-from dynamo_grpc.records import holding_cards, read_cards, refusal, to_json
+from dynamo_grpc.records import holding_cards, read_cards, refusal, to_entries
 from dynamo_grpc.registry.base import Registration, Registry, View
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
@@ -38,7 +38,7 @@ _R = TypeVar("_R")
 _CANARY_S = 30.0
 
 
-class DistributedRuntime:
+class DistributedRuntime(AsyncClosing):
     """What a process has of the mesh. Nothing is opened before it is used; `aclose` (or `async with`) closes it.
 
     Args:
@@ -161,14 +161,6 @@ class DistributedRuntime:
         if self._registry is not None:
             await self._registry.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def set_model(self, name: EndpointName, model: Model) -> None:
@@ -231,10 +223,7 @@ class DistributedRuntime:
         async with contextlib.AsyncExitStack() as stack:
             if payload is not None:
                 await self._wait_healthy(served, payload)
-            values = {name.instance_key(self.instance_id): to_json(served.instance)}
-            if served.card:
-                values[name.card_key(self.instance_id)] = to_json(served.card)
-            registration = await self.registry.register(values)
+            registration = await self.registry.register(to_entries(served.instance, served.card))
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)
             if served.card:

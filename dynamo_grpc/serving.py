@@ -17,7 +17,7 @@ from dynamo_grpc.entry import stop_signals
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.names import EndpointName
-from dynamo_grpc.records import to_json
+from dynamo_grpc.records import to_entries
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served, Server
 from dynamo_grpc.services import CONTROL, INFERENCE
@@ -63,9 +63,7 @@ async def register_server(
         health.add_reflection(server, [INFERENCE, CONTROL])
         await servicer.set("", health.NOT_SERVING)
         await server.start()
-        values = {name.instance_key(runtime.instance_id): to_json(served.instance)}
-        values[name.card_key(runtime.instance_id)] = to_json(loaded.card)
-        registration = await runtime.registry.register(values)
+        registration = await runtime.registry.register(to_entries(served.instance, loaded.card))
         stack.callback(runtime.leave_serving)
         runtime.enter_serving()
         task = asyncio.current_task()

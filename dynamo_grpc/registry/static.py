@@ -17,8 +17,7 @@ import grpc
 
 from dynamo_grpc.connections import CHANNEL_OPTIONS
 from dynamo_grpc.errors import ConfigurationError
-from dynamo_grpc.names import EndpointName
-from dynamo_grpc.records import to_json
+from dynamo_grpc.records import to_entries
 from dynamo_grpc.registry.base import Change, Entry, Registration, Registry
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 
@@ -131,10 +130,7 @@ class _Poller:
         cards = {card.checksum: card for card in answer.cards}
         for instance in answer.instances:
             instance.address = address  # the list knows how to reach it from here
-            name = EndpointName(instance.namespace, instance.component, instance.endpoint)
-            entries[name.instance_key(instance.instance_id)] = to_json(instance)
-            if card := cards.get(instance.card_checksum):
-                entries[name.card_key(instance.instance_id)] = to_json(card)
+            entries |= to_entries(instance, cards.get(instance.card_checksum))
         return entries
 
 

@@ -29,6 +29,7 @@ from dynamo_grpc import (
     RouterMode,
     UnsupportedError,
 )
+from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet
@@ -103,10 +104,10 @@ class Catalog:
         self._models: dict[str, Model] = {}
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._changes = Changes()
         self._cards.subscribe(self._reconcile)
-        self._instances.subscribe(self._wake)
-        runtime.connections.subscribe(self._wake)
+        self._instances.subscribe(self._changes.tell)
+        runtime.connections.subscribe(self._changes.tell)
 
     @property
     def is_connected(self) -> bool:
@@ -139,7 +140,7 @@ class Catalog:
                     gone_s = time.monotonic() - self._gone.get(name, -math.inf)
                     if model is None and self.is_connected and gone_s > wait_s:
                         break  # unknown, or gone for longer than anybody would wait
-                    await self._wait_changed()
+                    await self._changes.wait()
         if name in self._gone or self._lookup(name) is not None:
             raise NoInstancesError(f"model {name!r} is known, but no worker serves it now", retry_after_s=1.0)
         if not self.is_connected:
@@ -153,17 +154,6 @@ class Catalog:
 
     def _lookup(self, name: str) -> Model | None:
         return self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
-
-    async def _wait_changed(self) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(future)
-        await future
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
 
     def _reconcile(self) -> None:
         """Compare our models with the cards that hold."""
@@ -180,7 +170,7 @@ class Catalog:
             if name not in self._models:
                 self._gone.pop(name, None)
                 self._models[name] = self._open(card)
-        self._wake()
+        self._changes.tell()
 
     def _open(self, card: model_card_pb2.ModelCard) -> Model:
         def accepts(instance: model_card_pb2.Instance) -> bool:
@@ -207,7 +197,7 @@ class Catalog:
                     told = text
                     logger.warning("model %r is not ready: %s", model.card.name, text)
                 await asyncio.sleep(_RETRY_S)
-        self._wake()
+        self._changes.tell()
         logger.info("model %r is ready", model.card.name)
 
     async def _fetch(self, model: Model) -> dict[str, bytes]:
@@ -216,7 +206,7 @@ class Catalog:
             return {}
         async with asyncio.timeout(30.0):
             while not model.instances.routable():
-                await self._wait_changed()
+                await self._changes.wait()
         live = model.router.choose(RouterMode.Random, None, frozenset())
         connection = self._runtime.connections.acquire(live.instance.address)
         try:
@@ -226,7 +216,7 @@ class Catalog:
 
     async def close(self) -> None:
         """Stop watching."""
-        self._runtime.connections.unsubscribe(self._wake)
+        self._runtime.connections.unsubscribe(self._changes.tell)
         await self._cards.close()
         await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
         await self._instances.close()

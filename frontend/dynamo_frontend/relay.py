@@ -77,11 +77,7 @@ class Relay:
         router = self._model.router
         async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
             self._record.instance = stream.instance.instance_id
-            while True:
-                try:
-                    responses = await stream.take()
-                except StopAsyncIteration:
-                    break
+            while responses := await stream.take():
                 self._record.output()
                 self._record.instance = stream.instance.instance_id
                 pieces = []
