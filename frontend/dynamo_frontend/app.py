@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -18,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
+from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.preprocess import naming, prepare_chat, prepare_completion
 from dynamo_frontend.record import Metrics, Record
@@ -42,11 +41,8 @@ from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R", bound=Sampling)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 #: How often a whole answer is begun.
 _WHOLE_ATTEMPTS = 3
-_LONGEST_S = 24 * 3600.0
-_ID = re.compile(r"[ -~]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,45 @@ class FrontendSettings:
     router_mode: RouterMode = RouterMode.RoundRobin
     max_body_bytes: int = 64 * 1024 * 1024
     instance_wait_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[_R]):
+    """One of the endpoints that generate.
+
+    Attributes:
+        label: in metrics and logs.
+        what: in errors.
+        prompt_field: of the body; errors about the prompt name it.
+    """
+
+    label: str
+    what: str
+    prompt_field: str
+    model_type: model_card_pb2.ModelType.ValueType
+    schema: type[_R]
+    prepare: Callable[[_R, Model], Awaitable[inference_pb2.PreprocessedRequest]]
+    shape: Callable[..., Shape]
+
+
+_CHAT = _Kind(
+    "chat_completions",
+    "chat completions",
+    "messages",
+    model_card_pb2.MODEL_TYPE_CHAT,
+    ChatRequest,
+    prepare_chat,
+    ChatShape,
+)
+_COMPLETION = _Kind(
+    "completions",
+    "completions",
+    "prompt",
+    model_card_pb2.MODEL_TYPE_COMPLETIONS,
+    CompletionRequest,
+    prepare_completion,
+    CompletionShape,
+)
 
 
 class Frontend:
@@ -115,37 +150,20 @@ class Frontend:
     # -- generation ---------------------------------------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Response:
-        async def prepare(body: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
-            model.check_type(model_card_pb2.MODEL_TYPE_CHAT, "chat completions")
-            with naming("messages"):
-                return await prepare_chat(body, model)
-
-        return await self._answer(request, "chat_completions", ChatRequest, prepare, ChatShape)
+        return await self._answer(request, _CHAT)
 
     async def _completion(self, request: Request) -> Response:
-        async def prepare(body: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
-            model.check_type(model_card_pb2.MODEL_TYPE_COMPLETIONS, "completions")
-            with naming("prompt"):
-                return await prepare_completion(body, model)
+        return await self._answer(request, _COMPLETION)
 
-        return await self._answer(request, "completions", CompletionRequest, prepare, CompletionShape)
-
-    async def _answer(
-        self,
-        request: Request,
-        endpoint: str,
-        schema: type[_R],
-        prepare: Callable[[_R, Model], Awaitable[inference_pb2.PreprocessedRequest]],
-        make_shape: Callable[..., Shape],
-    ) -> Response:
-        request_id = _request_id(request)
-        record = Record(self.metrics, request_id, endpoint)
+    async def _answer(self, request: Request, kind: _Kind[_R]) -> Response:
+        request_id = request_id_of(request)
+        record = Record(self.metrics, request_id, kind.label)
         try:
-            body = schema.model_validate(await self._json(request))
+            body = kind.schema.model_validate(await self._json(request))
             record.is_stream = body.stream
             record.model = body.model[:100]
-            context = Context(request_id, timeout_s=_timeout_s(request))
-            instance_id = _instance_id(request)
+            context = Context(request_id, timeout_s=timeout_of(request))
+            instance_id = instance_of(request)
         except Exception as error:
             # answered here: what reaches Starlette's outermost handler is raised again, and ends the connection
             told = self._told(error, request_id)
@@ -164,7 +182,9 @@ class Frontend:
             ):
                 model = await self.catalog.find(body.model)
                 record.begin(model.card.name)
-                message = await prepare(body, model)
+                model.check_type(kind.model_type, kind.what)
+                with naming(kind.prompt_field):
+                    message = await kind.prepare(body, model)
                 message.request_id = request_id
                 mode = self._settings.router_mode
 
@@ -173,7 +193,7 @@ class Frontend:
 
                 assert model.preparation is not None
                 has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
-                shape = make_shape(request_id, body.model, model.preparation.tokenizer, has_usage=has_usage)
+                shape = kind.shape(request_id, body.model, model.preparation.tokenizer, has_usage=has_usage)
                 if body.stream:
                     await _stream(writer, make_relay(), shape, max(1, body.n or 1), has_usage=has_usage)
                 else:
@@ -240,7 +260,7 @@ class Frontend:
         return Response(exposition.generate_latest(self.metrics.registry), media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
-        request_id = _request_id(request)
+        request_id = request_id_of(request)
         return _error_response(self._told(error, request_id), request_id)
 
     @staticmethod
@@ -252,7 +272,7 @@ class Frontend:
 
     async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
-        return _error_response(HttpError(error.status_code, text), _request_id(request))
+        return _error_response(HttpError(error.status_code, text), request_id_of(request))
 
 
 async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, *, has_usage: bool) -> None:
@@ -285,43 +305,6 @@ def _error_response(error: MeshError, request_id: str) -> Response:
     for key, value in envelope.headers(error):
         response.headers[key.decode()] = value.decode()
     return response
-
-
-def _request_id(request: Request) -> str:
-    """The client's id, or one of ours; the same for the whole request."""
-    if not hasattr(request.state, "request_id"):
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-    return str(request.state.request_id)
-
-
-def _timeout_s(request: Request) -> float | None:
-    """The client's time-out: seconds, or with a unit (500ms, 30s, 2m).
-
-    Raises:
-        InvalidRequestError: it is no duration above 0.
-    """
-    text = request.headers.get("x-request-timeout")
-    if text is None:
-        return None
-    match = _DURATION.fullmatch(text.strip())
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0}[match[2] or "s"] if match else 0.0
-    if not 0 < seconds <= _LONGEST_S:
-        raise InvalidRequestError(f"x-request-timeout is {text!r}: give seconds (at most a day), or 500ms, 30s, 2m")
-    return seconds
-
-
-def _instance_id(request: Request) -> int | None:
-    """The instance that the client wants, by its id as /health shows it."""
-    text = request.headers.get("x-worker-instance-id")
-    if text is None:
-        return None
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise InvalidRequestError(
-            f"x-worker-instance-id is {text!r}: give the hexadecimal id that /health shows"
-        ) from None
 
 
 def _model_dict(model: Model) -> dict[str, Any]:
