@@ -238,6 +238,13 @@ class Server:
             return WrongInstanceError(f"instance {wanted_instance} is gone, another process has its address")
         return None
 
+    def _lane_of(self, metadata: Mapping[str, str]) -> tuple[Lane | None, int]:
+        """The lane that a call names for its outputs, and its number there; none if it names none rightly."""
+        number = metadata.get(DELIVERY_ID, "")
+        if not number.isdigit() or len(number) > 19:
+            return None, 0
+        return self.lanes.get(metadata.get(DELIVERY, "")), int(number)
+
     # -- one request --------------------------------------------------------------------------------------------------
 
     async def serve(
@@ -254,7 +261,7 @@ class Server:
             await abort(call, refused, context)
         key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
         self.requests[key] = context
-        sender = Sender(call, self.lanes.get(metadata.get(DELIVERY, "")), int(metadata.get(DELIVERY_ID, "0")))
+        sender = Sender(call, *self._lane_of(metadata))
         token = enter_context(context)
         started = time.monotonic()
         try:

@@ -54,12 +54,21 @@ static_option = option(
 )
 
 
+class _WithIds(logging.Formatter):
+    """Lines end with the ids that clients are told, so that they can be found."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        ids = ((name, getattr(record, name, "")) for name in ("request_id", "error_id"))
+        return " ".join([text, *(f"{name}={value}" for name, value in ids if value and value not in text)])
+
+
 def configure_logging(level: str) -> None:
     """Log to standard error, one line for each event."""
     logging.getLogger("grpc").setLevel("INFO")
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithIds("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
 def registry_from(static: str) -> Registry:

@@ -229,3 +229,18 @@ async def test_a_reader_that_never_reads_costs_bounded_memory(mesh: Mesh, monkey
     await asyncio.wait_for(endless.ended.wait(), 10)
     with pytest.raises(OverloadedError, match="the reader is too slow"):
         await collect(stream)
+
+
+@pytest.mark.parametrize("number", ["", "x", "-1", "9" * 30])
+async def test_a_call_that_names_no_number_gets_its_outputs_itself(mesh: Mesh, number: str) -> None:
+    from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID
+
+    runtime = await mesh.serve(NAME, echo)
+    client = await mesh.client(NAME)
+    connection = client._instances.routable()[0].connection
+    assert connection.lane is not None
+    request = endpoint_pb2.CallRequest()
+    request.json.list_value.values.add(number_value=7)
+    call = connection.endpoint.Call(request, metadata=((DELIVERY, connection.lane.name), (DELIVERY_ID, number)))
+    assert [response.json.number_value async for response in call] == [7]
+    await eventually(lambda: not runtime.server.requests)

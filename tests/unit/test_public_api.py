@@ -63,3 +63,17 @@ def test_importing_the_library_imports_nothing_heavy() -> None:
     heavy = {"fastapi", "pydantic", "tokenizers", "uvicorn", "jinja2", "prometheus_client", "orjson", "click"}
     assert not modules & heavy
     assert not any(module.startswith("opentelemetry.sdk") for module in modules)
+
+
+def test_log_lines_end_with_the_ids_that_clients_are_told() -> None:
+    code = """
+import logging
+from dynamo_grpc.cli.options import configure_logging
+configure_logging("info")
+logging.getLogger("x").error("it failed", extra={"request_id": "r1", "error_id": "e1"})
+logging.getLogger("x").error("r1 failed", extra={"request_id": "r1", "error_id": ""})
+logging.getLogger("x").error("plain")
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.splitlines()
+    ends = [line.split("x: ")[1] for line in lines]
+    assert ends == ["it failed request_id=r1 error_id=e1", "r1 failed", "plain"]
