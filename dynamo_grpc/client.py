@@ -93,7 +93,10 @@ class ResponseStream(AsyncClosing):
         await self._stream.aclose()
 
 
-def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse) -> Iterator[Any]:
+def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse | int) -> Iterator[Any]:
+    if isinstance(message, int):
+        yield {"token_ids": [message], "index": 0}
+        return
     if isinstance(message, endpoint_pb2.CallResponse):
         yield message.data if message.WhichOneof("payload") == "data" else from_value(message.json)
         return

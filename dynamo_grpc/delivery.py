@@ -46,23 +46,23 @@ class OutputStream(Generic[M]):
         self._is_closed = False
         context.link(self)
 
-    async def take(self) -> list[M]:
+    async def take(self) -> list[M | int]:
         """All outputs that are there; waits for one. None at all says that the stream has ended.
+
+        An int is one more token of a model's choice 0, and nothing else.
 
         Raises:
             MeshError: it has failed.
         """
-        inbox = self._inbox
         try:
-            await inbox.wait()
+            ready = await self._inbox.take()
         except asyncio.CancelledError:  # the reader is cancelled: so is the request
             self._leave()
             raise
-        if not inbox.ready:
+        if not ready:
             self._release()
-            if inbox.error is not None:
-                raise inbox.error
-        ready, inbox.ready = inbox.ready, []
+            if self._inbox.error is not None:
+                raise self._inbox.error
         return ready
 
     def stop(self) -> None:

@@ -84,8 +84,6 @@ class Generation:
         Raises:
             HandlerOutputError: the item is none of these, or has ids outside the vocabulary.
         """
-        if type(item) is int and (response := self._next_token(item)):
-            return response
         given = self._to_response(item)
         if given.HasField("usage"):
             self._usage.MergeFrom(given.usage)
@@ -100,8 +98,13 @@ class Generation:
             return None
         return self._number(given)
 
-    def _next_token(self, token_id: int) -> pb.GenerateResponse | None:
-        """The output for one more token of the only choice; None where the general way must look closer."""
+    def feed_token(self, token_id: Any) -> bool:
+        """Whether an item is one more token of choice 0 that ends nothing: it is counted then and can be sent as it is.
+
+        Its place in the stream is `sequence - 1`. All other items go to `feed`.
+        """
+        if type(token_id) is not int:
+            return False
         choice = self._choices.get(0)
         if (
             choice is None
@@ -113,11 +116,10 @@ class Generation:
             or choice.num_tokens + 1 == self._max_tokens
             or not 0 <= token_id < (self.vocab_size or 2**32)
         ):
-            return None
+            return False
         choice.num_tokens += 1
-        sequence = self.sequence
-        self.sequence = sequence + 1
-        return pb.GenerateResponse(sequence=sequence, choices=(pb.ChoiceDelta(token_ids=(token_id,)),))
+        self.sequence += 1
+        return True
 
     def end(self, *, is_stopped: bool = False) -> pb.GenerateResponse | None:
         """The last output, when the handler has ended: what it didn't say about finish and usage.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar, get_origin
 
 from dynamo_grpc.context import Context
@@ -36,17 +36,14 @@ class Handler:
         self._function = function
         self._takes_context = _takes_context(function, self.name)
 
-    async def __call__(self, request: Any, context: Context) -> AsyncIterator[Any]:
+    def __call__(self, request: Any, context: Context) -> AsyncGenerator[Any, None]:
         """Run the handler. Closing the stream closes the handler's generator."""
         result = self._function(request, context) if self._takes_context else self._function(request)
-        if not self._is_generator:
-            yield await result
-            return
-        try:
-            async for item in result:
-                yield item
-        finally:
-            await result.aclose()
+        return result if self._is_generator else _once(result)
+
+
+async def _once(value: Awaitable[Any]) -> AsyncGenerator[Any, None]:
+    yield await value
 
 
 def _takes_context(function: Callable[..., Any], name: str) -> bool:

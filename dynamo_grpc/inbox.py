@@ -19,8 +19,10 @@ from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 #: How long outputs that the call's end has counted may still be on their way.
 _LATE_S = 5.0
-#: A reader that leaves this many outputs unread loses its stream: there is no flow control for one request of many.
-MAX_UNREAD = 32_768
+#: A reader that leaves this much unread loses its stream: there is no flow control for one request of many.
+MAX_UNREAD_BYTES = 1024 * 1024
+#: What an unread token counts: an int and its place in a list.
+_TOKEN_BYTES = 40
 #: A worker that has no Deliver is asked again after this long.
 _UNIMPLEMENTED_S = 60.0
 
@@ -28,13 +30,15 @@ _UNIMPLEMENTED_S = 60.0
 class Inbox:
     """Outputs of one request that arrived and weren't taken yet.
 
+    An output is a message, or an int: one more token of choice 0 and nothing else.
+
     Attributes:
-        ready: in order, to be taken by the reader.
         on_full: called when too many are unread; the stream has ended then.
     """
 
     def __init__(self) -> None:
-        self.ready: list[Any] = []
+        self._ready: list[Any] = []
+        self._num_bytes = 0
         self.is_ended = False
         self.error: BaseException | None = None
         self.on_full: Callable[[], object] | None = None
@@ -51,34 +55,39 @@ class Inbox:
         if sequence == 0 and self._expected and not self._is_numbered:
             # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
             self._expected += 1
-            self.ready.append(message)
+            self._ready.append(message)
         else:
             self._is_numbered = self._is_numbered or sequence > 0
             self._order(sequence, message)
         self._wake()
 
-    def put_by_lane(self, message: Any) -> None:
+    def put_by_lane(self, sequence: int, output: Any, num_bytes: int = _TOKEN_BYTES) -> None:
         """Take an output of the delivery."""
-        self._is_numbered = True
         self._num_by_lane += 1
-        self._order(message.sequence, message)
-        if self._wanted is not None and self._num_by_lane >= self._wanted:
+        self._num_bytes += num_bytes
+        if sequence == self._expected and not self._early:
+            self._ready.append(output)
+            self._expected = sequence + 1
+        else:
+            self._order(sequence, output)
+        if self._num_by_lane == self._wanted:
             self.end(None)
-        elif len(self.ready) + len(self._early) > MAX_UNREAD:
-            self.end(OverloadedError(f"{MAX_UNREAD} outputs are unread: the reader is too slow"))
+        elif self._num_bytes > MAX_UNREAD_BYTES:
+            self.end(OverloadedError(f"{MAX_UNREAD_BYTES} bytes of outputs are unread: the reader is too slow"))
             if self.on_full is not None:
                 self.on_full()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
-    def _order(self, sequence: int, message: Any) -> None:
+    def _order(self, sequence: int, output: Any) -> None:
         if sequence == self._expected:
-            self.ready.append(message)
+            self._ready.append(output)
             self._expected += 1
             while self._early and self._expected in self._early:
-                self.ready.append(self._early.pop(self._expected))
+                self._ready.append(self._early.pop(self._expected))
                 self._expected += 1
         elif sequence > self._expected:
-            self._early[sequence] = message
+            self._early[sequence] = output
         # a smaller number has come by the other way already
 
     def end_of_call(self, num_by_lane: int, error: BaseException | None) -> None:
@@ -100,14 +109,17 @@ class Inbox:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Return when there is an output or the end."""
-        while not self.ready and not self.is_ended:
+    async def take(self) -> list[Any]:
+        """All outputs that are there; waits for one, or for the end: then there are none."""
+        while not self._ready and not self.is_ended:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        ready, self._ready, self._num_bytes = self._ready, [], 0
+        return ready
 
 
 class LaneClient:
@@ -156,15 +168,19 @@ class LaneClient:
             backoff_s = min(backoff_s * 2, 5.0) if backoff_s < _UNIMPLEMENTED_S else 0.1
 
     def _dispatch(self, frame: inference_pb2.DeliverFrame) -> None:
-        inboxes = self._inboxes
+        inboxes = self._inboxes  # a request that isn't there any more has no reader
         for output in frame.outputs:
-            inbox = inboxes.get(output.id)
-            if inbox is None:
-                continue  # its reader has left
-            if output.HasField("response"):
-                inbox.put_by_lane(output.response)
-            else:
-                inbox.put_by_lane(endpoint_pb2.CallResponse.FromString(output.call_response))
+            if inbox := inboxes.get(output.id):
+                message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse
+                if output.HasField("response"):
+                    message = output.response
+                else:
+                    message = endpoint_pb2.CallResponse.FromString(output.call_response)
+                inbox.put_by_lane(message.sequence, message, output.ByteSize())
+        tokens = frame.tokens
+        for delivery_id, sequence, token_id in zip(tokens.ids, tokens.sequences, tokens.token_ids, strict=False):
+            if inbox := inboxes.get(delivery_id):
+                inbox.put_by_lane(sequence, token_id)
 
     async def close(self) -> None:
         """End the call."""

@@ -2,7 +2,8 @@
 
 A gRPC message costs 20 to 30 µs on either side whatever it holds. So what becomes ready in one turn of the loop leaves
 in one frame of the client's Deliver call, and while a write is pending, more gathers: that is the coalescing. There is
-no timer: an idle stream waits for nothing.
+no timer: an idle stream waits for nothing. A single token, the commonest output, travels as a row of three numbers:
+making, packing and reading a message for each would cost more than everything else the worker does for it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from google.protobuf.message import Message
 
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
-#: A frame takes no more outputs when it has this many bytes: small, so that a first output waits for little.
+#: A frame takes so many bytes of messages and so many single tokens: small, so that a first output waits for little.
 FRAME_BYTES = 16 * 1024
+FRAME_TOKENS = 512
 #: Handlers wait while this many outputs wait for a client that doesn't read.
 MAX_PENDING = 10_000
 #: A handler that never awaits gives the loop a turn after so many outputs, or so much time.
@@ -38,7 +40,8 @@ class Lane:
         self.is_open = True
         self._is_finishing = False
         self._first: list[inference_pb2.DeliveredOutput] = []
-        self._ready: collections.deque[inference_pb2.DeliveredOutput] = collections.deque()
+        self._messages: collections.deque[inference_pb2.DeliveredOutput] = collections.deque()
+        self._token_rows: list[tuple[int, int, int]] = []  # delivery id, sequence, token id
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -48,7 +51,12 @@ class Lane:
             output = inference_pb2.DeliveredOutput(id=delivery_id, response=message)
         else:
             output = inference_pb2.DeliveredOutput(id=delivery_id, call_response=message.SerializeToString())
-        (self._first if is_first else self._ready).append(output)
+        (self._first if is_first else self._messages).append(output)
+        self._wake.set()
+
+    def put_token(self, delivery_id: int, sequence: int, token_id: int) -> None:
+        """Send an output that is one more token of choice 0 and nothing else."""
+        self._token_rows.append((delivery_id, sequence, token_id))
         self._wake.set()
 
     async def wait_room(self) -> None:
@@ -60,14 +68,27 @@ class Lane:
     @property
     def is_full(self) -> bool:
         """Whether `wait_room` would wait."""
-        return len(self._ready) > MAX_PENDING
+        return len(self._token_rows) + len(self._messages) > MAX_PENDING
 
-    def take_back(self, delivery_id: int) -> list[inference_pb2.DeliveredOutput]:
-        """Outputs of a request that no frame has taken, after the lane has closed."""
-        waiting = [*self._first, *self._ready]
+    @property
+    def has_outputs(self) -> bool:
+        """Whether something waits for a frame."""
+        return bool(self._token_rows or self._messages or self._first)
+
+    def take_back(self, delivery_id: int) -> list[Message]:
+        """Outputs of a request that no frame has taken, after the lane has closed; in order."""
+        messages: list[tuple[int, Message]] = []
+        for output in (*self._first, *self._messages):
+            if output.id == delivery_id:
+                message = _message_of(output)
+                messages.append((message.sequence, message))
+        for row_id, sequence, token_id in self._token_rows:
+            if row_id == delivery_id:
+                messages.append((sequence, token_response(sequence, token_id)))
         self._first = [output for output in self._first if output.id != delivery_id]
-        self._ready = collections.deque(output for output in self._ready if output.id != delivery_id)
-        return [output for output in waiting if output.id == delivery_id]
+        self._messages = collections.deque(output for output in self._messages if output.id != delivery_id)
+        self._token_rows = [row for row in self._token_rows if row[0] != delivery_id]
+        return [message for _, message in sorted(messages, key=lambda pair: pair[0])]
 
     def finish(self) -> None:
         """Send what is there, then end the Deliver call."""
@@ -78,28 +99,48 @@ class Lane:
         """Write frames until the lane is finished or the call breaks."""
         try:
             await call.send_initial_metadata(())  # tells the client that the lane is there
-            while self._first or self._ready or not self._is_finishing:
+            while self.has_outputs or not self._is_finishing:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._first or self._ready:
+                while self.has_outputs:
                     self.turn += 1
-                    await call.write(self._next_frame())
+                    await call.write(self.next_frame())
                     self._room.set()
         finally:
             self.is_open = False
             self._room.set()
 
-    def _next_frame(self) -> inference_pb2.DeliverFrame:
-        """What leaves next, FRAME_BYTES at most (a larger output has a frame to itself)."""
+    def next_frame(self) -> inference_pb2.DeliverFrame:
+        """Take what leaves next: FRAME_BYTES of messages (a larger one has a frame to itself), FRAME_TOKENS tokens."""
         first, self._first = self._first, []
         frame, size = inference_pb2.DeliverFrame(outputs=first), sum(output.ByteSize() for output in first)
-        ready = self._ready
-        while ready:
-            size += ready[0].ByteSize()
+        messages = self._messages
+        while messages:
+            size += messages[0].ByteSize()
             if size > FRAME_BYTES and frame.outputs:
-                break
-            frame.outputs.append(ready.popleft())
+                return frame
+            frame.outputs.append(messages.popleft())
+        if rows := self._token_rows[:FRAME_TOKENS]:
+            del self._token_rows[:FRAME_TOKENS]
+            ids, sequences, token_ids = zip(*rows, strict=True)
+            tokens = frame.tokens
+            tokens.ids.extend(ids)
+            tokens.sequences.extend(sequences)
+            tokens.token_ids.extend(token_ids)
         return frame
+
+
+def _message_of(output: inference_pb2.DeliveredOutput) -> inference_pb2.GenerateResponse | endpoint_pb2.CallResponse:
+    if output.WhichOneof("output") == "response":
+        return output.response
+    return endpoint_pb2.CallResponse.FromString(output.call_response)
+
+
+def token_response(sequence: int, token_id: int) -> inference_pb2.GenerateResponse:
+    """The message of an output that is one more token of choice 0."""
+    return inference_pb2.GenerateResponse(
+        sequence=sequence, choices=(inference_pb2.ChoiceDelta(token_ids=(token_id,)),)
+    )
 
 
 class Sender:
@@ -119,14 +160,22 @@ class Sender:
     async def send(self, message: Message) -> None:
         """Send the next output. The loop gets a turn now and then, also if the handler never awaits."""
         lane = self._lane
-        if lane is None:
-            await self._call.write(message)
-            return
-        if not lane.is_open:
-            await self._leave_lane(lane)
-            await self._call.write(message)
+        if lane is None or not lane.is_open:
+            await self._send_alone(message)
             return
         lane.put(self._id, message, is_first=self.num_by_lane == 0)
+        await self._count_one(lane)
+
+    async def send_token(self, sequence: int, token_id: int) -> None:
+        """As `send`, for an output that is one more token of choice 0 and nothing else."""
+        lane = self._lane
+        if lane is None or not lane.is_open:
+            await self._send_alone(token_response(sequence, token_id))
+            return
+        lane.put_token(self._id, sequence, token_id)
+        await self._count_one(lane)
+
+    async def _count_one(self, lane: Lane) -> None:
         self.num_by_lane += 1
         if self._turn != lane.turn:  # a frame was begun since: the loop has had a turn
             self._turn, self._count, self._since = lane.turn, 0, time.perf_counter()
@@ -141,16 +190,15 @@ class Sender:
             self._count = 0
             await asyncio.sleep(0)
 
+    async def _send_alone(self, message: Message) -> None:
+        await self.finish()
+        await self._call.write(message)
+
     async def finish(self) -> None:
         """See that nothing stays behind in a lane that has closed."""
-        if self._lane is not None and not self._lane.is_open:
-            await self._leave_lane(self._lane)
-
-    async def _leave_lane(self, lane: Lane) -> None:
-        self._lane = None
-        for output in lane.take_back(self._id):
-            self.num_by_lane -= 1
-            if output.WhichOneof("output") == "response":
-                await self._call.write(output.response)
-            else:
-                await self._call.write(endpoint_pb2.CallResponse.FromString(output.call_response))
+        lane = self._lane
+        if lane is not None and not lane.is_open:
+            self._lane = None
+            for message in lane.take_back(self._id):
+                self.num_by_lane -= 1
+                await self._call.write(message)

@@ -52,8 +52,10 @@ class RoutedStream(AsyncClosing, Generic[M]):
         """Who serves it now."""
         return self._stream.instance
 
-    async def take(self) -> list[M]:
+    async def take(self) -> list[M | int]:
         """All outputs that are there; waits for one. None at all says that the stream has ended.
+
+        An int is one more token of a model's choice 0, and nothing else.
 
         Raises:
             MeshError: it has failed, and can't go elsewhere.

@@ -11,13 +11,12 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import Message
 
 from dynamo_grpc import health
 from dynamo_grpc.connections import MAX_MESSAGE_BYTES
@@ -252,9 +251,9 @@ class Server:
         call: grpc.aio.ServicerContext[Any, Any],
         method: str,
         request_id: str,
-        work: Callable[[Context], AsyncIterator[Message]],
+        work: Callable[[Context, Sender], Awaitable[None]],
     ) -> None:
-        """Run one request: what `work` yields is written, what it raises becomes the call's status."""
+        """Run one request: `work` sends its outputs, and what it raises becomes the call's status."""
         metadata = headers(tuple(call.invocation_metadata() or ()))
         context = to_context(metadata, request_id, call.time_remaining())
         if refused := self._refuse(metadata.get(INSTANCE_ID)):
@@ -268,9 +267,7 @@ class Server:
             with server_span(
                 method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
             ):
-                async with contextlib.aclosing(work(context)) as messages:  # type: ignore[type-var]
-                    async for message in messages:
-                        await sender.send(message)
+                await work(context, sender)
                 await sender.finish()
                 call.set_trailing_metadata(trailers(context, sender.num_by_lane))
         except asyncio.CancelledError:

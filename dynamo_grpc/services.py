@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import Message
 
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError
 from dynamo_grpc.generation import Generation
-from dynamo_grpc.lane import Lane
+from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
 from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
 from dynamo_grpc.validation import check_request, with_defaults
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 INFERENCE = "dynamo_grpc.v1.Inference"
 ENDPOINT = "dynamo_grpc.v1.Endpoint"
 CONTROL = "dynamo_grpc.v1.Control"
+_GENERATE = f"{INFERENCE}/Generate"
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServicer):
@@ -34,22 +33,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]
         await self._server.serve(
-            context, f"{INFERENCE}/Generate", request.request_id, lambda inner: self._generate(request, inner)
+            context, _GENERATE, request.request_id, lambda inner, sender: self._generate(request, inner, sender)
         )
 
     async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
-        folded = inference_pb2.GenerateResponse()
-
-        async def work(inner: Context) -> AsyncIterator[Message]:
-            async with contextlib.aclosing(self._generate(request, inner)) as responses:  # type: ignore[type-var]
-                async for response in responses:
-                    fold(folded, response)
-                    await asyncio.sleep(0)  # nothing is written: a handler that never awaits must not hold the loop
-            return
-            yield  # makes it a generator: the answer is returned, not written
-
-        await self._server.serve(context, f"{INFERENCE}/GenerateOnce", request.request_id, work)
-        return folded
+        folded = Folded()
+        await self._server.serve(
+            context, f"{_GENERATE}Once", request.request_id, lambda inner, _: self._generate(request, inner, folded)
+        )
+        return folded.response
 
     async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
         lane = Lane()
@@ -66,8 +58,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker makes no embeddings")
 
     async def _generate(
-        self, request: inference_pb2.PreprocessedRequest, context: Context
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self, request: inference_pb2.PreprocessedRequest, context: Context, sink: Sender | Folded
+    ) -> None:
         served = self._server.model(request.model)
         assert served.card is not None
         if served.refused_because:
@@ -77,16 +69,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         full.request_id = context.id()
         generation = Generation(served.handler.name, full, served.card.vocab_size)
         stream = served.handler(to_dict(full) if served.gives_dicts else full, context)
-        async with contextlib.aclosing(stream) as items:  # type: ignore[type-var]
+        async with contextlib.aclosing(stream) as items:
             async for item in items:
+                if generation.feed_token(item):
+                    await sink.send_token(generation.sequence - 1, item)
+                    continue
                 if response := generation.feed(item):
-                    yield self._sign(response, served)
+                    await sink.send(self._sign(response, served))
                 else:
                     await asyncio.sleep(0)
                 if generation.is_finished:
                     return
         if response := generation.end(is_stopped=context.is_stopped()):
-            yield self._sign(response, served)
+            await sink.send(self._sign(response, served))
 
     @staticmethod
     def _sign(response: inference_pb2.GenerateResponse, served: Served) -> inference_pb2.GenerateResponse:
@@ -104,12 +99,10 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
 
     async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]
         await self._server.serve(
-            context, f"{ENDPOINT}/Call", request.request_id, lambda inner: self._call(request, inner)
+            context, f"{ENDPOINT}/Call", request.request_id, lambda inner, sender: self._call(request, inner, sender)
         )
 
-    async def _call(
-        self, request: endpoint_pb2.CallRequest, context: Context
-    ) -> AsyncIterator[endpoint_pb2.CallResponse]:
+    async def _call(self, request: endpoint_pb2.CallRequest, context: Context, sender: Sender) -> None:
         served = self._server.endpoint(request.endpoint)
         if served.card:
             raise EndpointNotFoundError(
@@ -117,9 +110,9 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
             )
         payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
         sequence = 0
-        async with contextlib.aclosing(served.handler(payload, context)) as items:  # type: ignore[type-var]
+        async with contextlib.aclosing(served.handler(payload, context)) as items:
             async for item in items:
-                yield to_call_response(item, sequence, served.handler.name)
+                await sender.send(to_call_response(item, sequence, served.handler.name))
                 sequence += 1
 
 
@@ -138,6 +131,22 @@ def to_call_response(item: Any, sequence: int, handler_name: str) -> endpoint_pb
             f"handler {handler_name} yielded {item!r:.80} ({type(item).__name__}): {error}; "
             "an endpoint's handler yields bytes or JSON values"
         ) from None
+
+
+class Folded:
+    """Takes a stream's outputs as a Sender does, and makes one answer of them."""
+
+    def __init__(self) -> None:
+        self.response = inference_pb2.GenerateResponse()
+
+    async def send(self, message: inference_pb2.GenerateResponse) -> None:
+        """Add an output."""
+        fold(self.response, message)
+        await asyncio.sleep(0)  # nothing is written: a handler that never awaits must not hold the loop
+
+    async def send_token(self, sequence: int, token_id: int) -> None:
+        """Add a token of choice 0."""
+        await self.send(token_response(sequence, token_id))
 
 
 def fold(folded: inference_pb2.GenerateResponse, response: inference_pb2.GenerateResponse) -> None:

@@ -1163,18 +1163,57 @@ class DeliverFrame(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OUTPUTS_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
     @property
     def outputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DeliveredOutput]:
-        """Outputs of the delivery's requests, in order for each of them."""
+        """Outputs of the delivery's requests. Those of one request may come in any order: their sequence puts them right."""
+
+    @property
+    def tokens(self) -> Global___DeliveredTokens:
+        """The commonest of them by column."""
 
     def __init__(
         self,
         *,
         outputs: collections.abc.Iterable[Global___DeliveredOutput] | None = ...,
+        tokens: Global___DeliveredTokens | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["outputs", b"outputs"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["outputs", b"outputs", "tokens", b"tokens"]) -> None: ...
 
 Global___DeliverFrame: typing_extensions.TypeAlias = DeliverFrame
+
+@typing.final
+class DeliveredTokens(google.protobuf.message.Message):
+    """DeliveredTokens are outputs that hold one more token of choice 0 and nothing else: the lists have one entry for each."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: builtins.int
+    SEQUENCES_FIELD_NUMBER: builtins.int
+    TOKEN_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Numbers of the requests, as their metadata x-delivery-id gave them."""
+
+    @property
+    def sequences(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """GenerateResponse.sequence."""
+
+    @property
+    def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The token."""
+
+    def __init__(
+        self,
+        *,
+        ids: collections.abc.Iterable[builtins.int] | None = ...,
+        sequences: collections.abc.Iterable[builtins.int] | None = ...,
+        token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "sequences", b"sequences", "token_ids", b"token_ids"]) -> None: ...
+
+Global___DeliveredTokens: typing_extensions.TypeAlias = DeliveredTokens
 
 @typing.final
 class DeliveredOutput(google.protobuf.message.Message):

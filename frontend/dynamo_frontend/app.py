@@ -277,12 +277,15 @@ class Frontend:
 
 async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, *, has_usage: bool) -> None:
     begin = shape.begin(num_choices)
-    async with contextlib.aclosing(relay.pieces()) as batches:  # type: ignore[type-var]
-        async for pieces in batches:
-            events = begin + b"".join([shape.event(piece) for piece in pieces])
-            begin = b""
-            if events:
-                await writer.events(events)
+
+    async def show(pieces: list[Piece]) -> None:
+        nonlocal begin
+        events = begin + b"".join([shape.event(piece) for piece in pieces])
+        begin = b""
+        if events:
+            await writer.events(events)
+
+    await relay.run(show)
     await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
     await writer.end()
 

@@ -65,7 +65,8 @@ class Detokenizer:
         if text is None:
             self._pending.append(token_id)
             return ""
-        self._pending.clear()
+        if self._pending:
+            self._pending.clear()
         return text
 
     def flush(self) -> str:
@@ -89,6 +90,7 @@ class ChoiceText:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops, keep=keep_stop)
         self._early = StopMatcher(())
+        self._has_stops = bool(stops)
         self._min_tokens = min_tokens if detokenizer else 0  # text can't be counted in tokens
         self.num_tokens = 0
         self.stop: str | None = None
@@ -100,16 +102,20 @@ class ChoiceText:
 
     def feed_tokens(self, token_ids: Sequence[int]) -> tuple[str, int]:
         """Take tokens; gives the text to show, and how many of the tokens count (fewer when a stop string ended it)."""
-        assert self._detokenizer is not None
         shown = []
         for count, token_id in enumerate(token_ids, start=1):
-            self.num_tokens += 1
-            text = self._detokenizer.feed(token_id)
-            if text:
-                shown.append(self._feed(text))
-                if self.stop is not None:
-                    return "".join(shown), count
+            shown.append(self.feed_token(token_id))
+            if self.stop is not None:
+                return "".join(shown), count
         return "".join(shown), len(token_ids)
+
+    def feed_token(self, token_id: int) -> str:
+        """Take one token; gives the text to show."""
+        if self._detokenizer is None:
+            return ""
+        self.num_tokens += 1
+        text = self._detokenizer.feed(token_id)
+        return self._feed(text) if text and self._has_stops else text
 
     def feed_text(self, text: str) -> str:
         """Take text from a worker that detokenizes itself."""

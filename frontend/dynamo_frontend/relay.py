@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo_frontend.catalog import Model
@@ -43,7 +42,7 @@ class Relay:
     """Sends a prepared request and turns its outputs into pieces.
 
     Attributes:
-        usage: prompt and completion tokens; final when `pieces` has ended.
+        usage: prompt and completion tokens; final when `run` has ended.
     """
 
     def __init__(
@@ -67,30 +66,57 @@ class Relay:
         self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
         record.prompt_tokens = len(message.token_ids)
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """The pieces of all outputs that are there, in order.
+    async def run(self, show: Callable[[list[Piece]], Awaitable[None]]) -> None:
+        """Send the request, and show the pieces of all outputs that are there, in order, as they come.
 
         Raises:
             HandlerEndedError: the worker's stream ended before every choice had.
             Other errors of the mesh, as the worker gave them.
         """
         router = self._model.router
-        async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
-            self._record.instance = stream.instance.instance_id
-            while responses := await stream.take():
-                self._record.output()
-                self._record.instance = stream.instance.instance_id
-                pieces = []
-                for response in responses:
-                    pieces += [piece for delta in response.choices if (piece := self._piece(delta))]
-                    if response.HasField("usage"):
-                        self._count(response.usage)
-                if pieces:
-                    yield pieces
-                if self._stops and len(self._finished) == self._num_choices:
-                    return  # a stop string ended it before the worker did: leaving tells it so
-        if len(self._finished) < self._num_choices:
+        try:
+            async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
+                while outputs := await stream.take():
+                    self._record.output(stream.instance.instance_id)
+                    if pieces := self.feed(outputs):
+                        await show(pieces)
+                    if self._stops and self._is_finished:
+                        return  # a stop string ended it before the worker did: leaving tells it so
+        finally:
+            self._settle()
+        if not self._is_finished:
             raise HandlerEndedError("the worker's stream ended without a finish reason")
+
+    @property
+    def _is_finished(self) -> bool:
+        return len(self._finished) == self._num_choices
+
+    def feed(self, outputs: Sequence[pb.GenerateResponse | int]) -> list[Piece]:
+        """The pieces of outputs; an int is one more token of choice 0."""
+        pieces = []
+        for output in outputs:
+            if isinstance(output, int):
+                if 0 not in self._finished:
+                    pieces.append(self._token(output))
+                continue
+            pieces += [piece for delta in output.choices if (piece := self._piece(delta))]
+            if output.HasField("usage"):
+                self._count(output.usage)
+        return pieces
+
+    def _token(self, token_id: int) -> Piece:
+        choice = self._choices.get(0) or self._choice(0)
+        text = choice.feed_token(token_id)
+        self._num_counted += 1
+        finish = None
+        if choice.stop is not None:
+            finish = self._finish(0, "stop")
+        return Piece(0, text, (token_id,), None, finish)
+
+    def _finish(self, index: int, reason: str) -> str:
+        self._finished.add(index)
+        self._record.finish = reason
+        return reason
 
     def _choice(self, index: int) -> ChoiceText:
         if index not in self._choices:
@@ -121,35 +147,39 @@ class Relay:
             if count < len(token_ids):
                 token_ids = token_ids[:count]
         self._num_counted += len(token_ids)
-        self._record.output_tokens = self.usage.completion_tokens = self._num_counted
         finish = None
         if choice.stop is not None:
-            finish = "stop"
+            finish = self._finish(delta.index, "stop")
         elif delta.HasField("finish"):
             text += choice.end()
-            finish = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
-        if finish:
-            self._finished.add(delta.index)
-            self._record.finish = finish
+            reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
+            finish = self._finish(delta.index, reason)
         return Piece(delta.index, text, token_ids, logprobs, finish)
 
     def _count(self, usage: pb.Usage) -> None:
-        """Take the worker's counts, except for those that we could make ourselves."""
-        if self._message.token_ids:
-            usage.prompt_tokens = len(self._message.token_ids)
-        if self._num_counted:
-            usage.completion_tokens = self._num_counted
+        """Take the worker's counts."""
+        prompt_tokens = self.usage.prompt_tokens
         self.usage.CopyFrom(usage)
-        self._record.prompt_tokens, self._record.output_tokens = usage.prompt_tokens, usage.completion_tokens
+        if self._message.token_ids:
+            self.usage.prompt_tokens = prompt_tokens
+
+    def _settle(self) -> None:
+        """What we could count ourselves holds."""
+        if self._num_counted:
+            self.usage.completion_tokens = self._num_counted
+        self._record.prompt_tokens = self.usage.prompt_tokens
+        self._record.output_tokens = self.usage.completion_tokens
 
 
 async def collect(relay: Relay) -> dict[int, Piece]:
     """All pieces of a request, one for each choice."""
     parts: dict[int, list[Piece]] = {}
-    async with contextlib.aclosing(relay.pieces()) as batches:  # type: ignore[type-var]
-        async for pieces in batches:
-            for piece in pieces:
-                parts.setdefault(piece.index, []).append(piece)
+
+    async def keep(pieces: list[Piece]) -> None:
+        for piece in pieces:
+            parts.setdefault(piece.index, []).append(piece)
+
+    await relay.run(keep)
     return {index: _join(parts[index]) for index in sorted(parts)}
 
 

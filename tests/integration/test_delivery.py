@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dynamo_grpc import Context, OverloadedError
-from dynamo_grpc.lane import FRAME_BYTES, Lane
+from dynamo_grpc.lane import FRAME_BYTES, FRAME_TOKENS, Lane
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
@@ -19,14 +19,14 @@ from .handlers import NAME, Endless, collect, echo
 def frame_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Number of outputs of each frame that is written."""
     sizes: list[int] = []
-    next_frame = Lane._next_frame
+    next_frame = Lane.next_frame
 
     def counted(lane: Lane) -> Any:
         frame = next_frame(lane)
-        sizes.append(len(frame.outputs))
+        sizes.append(len(frame.outputs) + len(frame.tokens.ids))
         return frame
 
-    monkeypatch.setattr(Lane, "_next_frame", counted)
+    monkeypatch.setattr(Lane, "next_frame", counted)
     return sizes
 
 
@@ -84,11 +84,13 @@ async def test_a_delivery_that_breaks_in_the_middle_loses_nothing_and_comes_back
 
 async def test_outputs_in_flight_when_a_delivery_closes_are_sent_again(mesh: Mesh) -> None:
     lane = Lane()
-    for number in range(3):
+    for number in range(4):
         lane.put(number % 2, inference_pb2.GenerateResponse(sequence=number))
-    assert [output.response.sequence for output in lane.take_back(0)] == [0, 2]
-    assert [output.response.sequence for output in lane.take_back(1)] == [1]
+        lane.put_token(number % 2, number + 4, 100)
+    assert [message.sequence for message in lane.take_back(0)] == [0, 2, 4, 6]
+    assert [message.sequence for message in lane.take_back(1)] == [1, 3, 5, 7]
     assert lane.take_back(0) == []
+    assert not lane.has_outputs
 
 
 async def test_a_handler_that_never_awaits_delays_nobody(mesh: Mesh) -> None:
@@ -160,8 +162,8 @@ async def test_frames_are_bounded_and_first_outputs_go_first() -> None:
         for length in lengths:
             lane.put(1, endpoint_pb2.CallResponse(data=b"x" * length))
         counted = []
-        while lane._ready:
-            counted.append(len(lane._next_frame().outputs))
+        while lane.has_outputs:
+            counted.append(len(lane.next_frame().outputs))
         return counted
 
     third = FRAME_BYTES * 3 // 8
@@ -172,7 +174,21 @@ async def test_frames_are_bounded_and_first_outputs_go_first() -> None:
     for number in range(5):
         lane.put(1, inference_pb2.GenerateResponse(sequence=number))
     lane.put(2, inference_pb2.GenerateResponse(), is_first=True)
-    assert [output.id for output in lane._next_frame().outputs] == [2, 1, 1, 1, 1, 1]
+    assert [output.id for output in lane.next_frame().outputs] == [2, 1, 1, 1, 1, 1]
+
+
+async def test_single_tokens_travel_as_rows() -> None:
+    lane = Lane()
+    for number in range(FRAME_TOKENS + 1):
+        lane.put_token(1, number, number * 2)
+    lane.put(2, inference_pb2.GenerateResponse(), is_first=True)
+    frame = lane.next_frame()
+    assert [output.id for output in frame.outputs] == [2]
+    assert list(frame.tokens.ids) == [1] * FRAME_TOKENS
+    assert list(frame.tokens.sequences) == list(range(FRAME_TOKENS))
+    assert frame.tokens.token_ids[-1] == FRAME_TOKENS * 2 - 2
+    assert list(lane.next_frame().tokens.token_ids) == [FRAME_TOKENS * 2]
+    assert not lane.has_outputs
 
 
 async def test_large_outputs_travel(mesh: Mesh) -> None:
