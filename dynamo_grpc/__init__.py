@@ -33,6 +33,7 @@ from dynamo_grpc.errors import (
     OverloadedError,
     RegistryError,
     RequestCancelledError,
+    SlowReaderError,
     TooLargeError,
     UnsupportedError,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "RequestCancelledError",
     "ResponseStream",
     "RouterMode",
+    "SlowReaderError",
     "TooLargeError",
     "UnsupportedError",
     "Worker",

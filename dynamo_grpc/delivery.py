@@ -17,7 +17,7 @@ import grpc
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import DeadlineError, InstanceLostError, RequestCancelledError
-from dynamo_grpc.inbox import Inbox
+from dynamo_grpc.inbox import Inbox, Sink
 from dynamo_grpc.instances import Live
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, to_metadata
 from dynamo_grpc.status import from_rpc_error
@@ -46,24 +46,29 @@ class OutputStream(Generic[M]):
         self._is_closed = False
         context.link(self)
 
-    async def take(self) -> list[M | int]:
-        """All outputs that are there; waits for one. None at all says that the stream has ended.
+    @property
+    def has_output(self) -> bool:
+        """Whether an output was read."""
+        return self._inbox.has_given
+
+    async def read(self, sink: Sink) -> bool:
+        """Give outputs to `sink` as they arrive, until it returns False; True says that the stream has ended.
 
         An int is one more token of a model's choice 0, and nothing else.
 
         Raises:
-            MeshError: it has failed.
+            MeshError: it has failed. What `sink` raises comes out as it is.
         """
         try:
-            ready = await self._inbox.take()
+            has_ended = await self._inbox.read(sink)
         except asyncio.CancelledError:  # the reader is cancelled: so is the request
             self._leave()
             raise
-        if not ready:
+        if has_ended:
             self._release()
             if self._inbox.error is not None:
                 raise self._inbox.error
-        return ready
+        return has_ended
 
     def stop(self) -> None:
         """Ask the worker for a gentle end."""

@@ -161,6 +161,15 @@ class OverloadedError(MeshError):
     actor = Actor.CLIENT
 
 
+class SlowReaderError(MeshError):
+    """The client doesn't read its answer: what is kept for it has a limit."""
+
+    reason = "SLOW_READER"
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 408
+    actor = Actor.CLIENT
+
+
 class NoInstancesError(MeshError):
     """Nobody serves the endpoint now."""
 

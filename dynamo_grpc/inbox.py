@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from dynamo_grpc.errors import HandlerEndedError, OverloadedError
+from dynamo_grpc.errors import HandlerEndedError, SlowReaderError
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 #: How long outputs that the call's end has counted may still be on their way.
@@ -27,22 +27,33 @@ _TOKEN_BYTES = 40
 _UNIMPLEMENTED_S = 60.0
 
 
+#: Takes outputs; returns whether it takes more.
+Sink = Callable[[list[Any]], bool]
+
+
+def _stop(outputs: list[Any]) -> bool:
+    return False
+
+
 class Inbox:
     """Outputs of one request that arrived and weren't taken yet.
 
     An output is a message, or an int: one more token of choice 0 and nothing else.
 
     Attributes:
+        has_given: whether the reader was given one.
         on_full: called when too many are unread; the stream has ended then.
     """
 
     def __init__(self) -> None:
         self._ready: list[Any] = []
         self._num_bytes = 0
+        self.has_given = False
         self.is_ended = False
         self.error: BaseException | None = None
         self.on_full: Callable[[], object] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink = _stop
+        self._waiter: asyncio.Future[bool] | None = None
         self._early: dict[int, Any] = {}
         self._expected = 0
         self._is_numbered = False
@@ -59,10 +70,11 @@ class Inbox:
         else:
             self._is_numbered = self._is_numbered or sequence > 0
             self._order(sequence, message)
-        self._wake()
+        self.wake()
 
-    def put_by_lane(self, sequence: int, output: Any, num_bytes: int = _TOKEN_BYTES) -> None:
-        """Take an output of the delivery."""
+    def put_by_lane(self, sequence: int, output: Any, num_bytes: int = _TOKEN_BYTES) -> bool:
+        """Take an output of the delivery; gives whether the reader has to be woken."""
+        had_none = not self._ready
         self._num_by_lane += 1
         self._num_bytes += num_bytes
         if sequence == self._expected and not self._early:
@@ -73,11 +85,10 @@ class Inbox:
         if self._num_by_lane == self._wanted:
             self.end(None)
         elif self._num_bytes > MAX_UNREAD_BYTES:
-            self.end(OverloadedError(f"{MAX_UNREAD_BYTES} bytes of outputs are unread: the reader is too slow"))
+            self.end(SlowReaderError(f"{self._num_bytes} bytes of outputs are unread: the reader is too slow"))
             if self.on_full is not None:
                 self.on_full()
-        if self._waiter is not None:
-            self._wake()
+        return had_none
 
     def _order(self, sequence: int, output: Any) -> None:
         if sequence == self._expected:
@@ -106,20 +117,44 @@ class Inbox:
         self.error = self.error or error
         if self.error is None and (self._early or self._num_by_lane < (self._wanted or 0)):
             self.error = HandlerEndedError(f"an output was lost: number {self._expected} never came")
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def wake(self) -> None:
+        """Give the reader what is there."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            if self._ready and not self._sink(self._take()):
+                waiter.set_result(False)
+            elif self.is_ended:
+                waiter.set_result(True)
+        except Exception as error:  # the reader's own: it is raised where the reader waits
+            waiter.set_exception(error)
 
-    async def take(self) -> list[Any]:
-        """All outputs that are there; waits for one, or for the end: then there are none."""
-        while not self._ready and not self.is_ended:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    def _take(self) -> list[Any]:
+        self.has_given = True
         ready, self._ready, self._num_bytes = self._ready, [], 0
         return ready
+
+    async def read(self, sink: Sink) -> bool:
+        """Give `sink` what is there, and again what comes, until it returns False.
+
+        It is called from wherever outputs arrive: showing them costs no turn of a task.
+
+        Returns:
+            True when all was read and no more will come; False when `sink` returned it.
+        """
+        if self._ready and not sink(self._take()):
+            return False
+        if self.is_ended:
+            return True
+        self._sink = sink
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
 
 
 class LaneClient:
@@ -169,6 +204,7 @@ class LaneClient:
 
     def _dispatch(self, frame: inference_pb2.DeliverFrame) -> None:
         inboxes = self._inboxes  # a request that isn't there any more has no reader
+        woken: list[Inbox] = []  # at the end, so that each reader gets all of the frame at once
         for output in frame.outputs:
             if inbox := inboxes.get(output.id):
                 message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse
@@ -176,11 +212,14 @@ class LaneClient:
                     message = output.response
                 else:
                     message = endpoint_pb2.CallResponse.FromString(output.call_response)
-                inbox.put_by_lane(message.sequence, message, output.ByteSize())
+                if inbox.put_by_lane(message.sequence, message, output.ByteSize()):
+                    woken.append(inbox)
         tokens = frame.tokens
         for delivery_id, sequence, token_id in zip(tokens.ids, tokens.sequences, tokens.token_ids, strict=False):
-            if inbox := inboxes.get(delivery_id):
-                inbox.put_by_lane(sequence, token_id)
+            if (inbox := inboxes.get(delivery_id)) and inbox.put_by_lane(sequence, token_id):
+                woken.append(inbox)
+        for inbox in woken:
+            inbox.wake()
 
     async def close(self) -> None:
         """End the call."""

@@ -13,6 +13,7 @@ from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery, M, OutputStream
 from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, Retry, WrongInstanceError, names
+from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.routing import Candidate, Policy, RouterMode, make_policy
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
@@ -44,7 +45,6 @@ class RoutedStream(AsyncClosing, Generic[M]):
         self._open_at: Callable[[Live], OutputStream[M]] = open_at
         self._choose_later, self._mark_gone = choose_later, mark_gone
         self._failed: set[int] = set()
-        self._has_output = False
         self._stream: OutputStream[M] = open_at(choose(frozenset()))
 
     @property
@@ -52,25 +52,34 @@ class RoutedStream(AsyncClosing, Generic[M]):
         """Who serves it now."""
         return self._stream.instance
 
-    async def take(self) -> list[M | int]:
-        """All outputs that are there; waits for one. None at all says that the stream has ended.
+    async def read(self, sink: Sink) -> bool:
+        """Give outputs to `sink` as they arrive, until it returns False; True says that the stream has ended.
 
-        An int is one more token of a model's choice 0, and nothing else.
+        `sink` is called from wherever outputs arrive, so it must not wait for anything. An int is one more token of a
+        model's choice 0, and nothing else.
 
         Raises:
-            MeshError: it has failed, and can't go elsewhere.
+            MeshError: it has failed, and can't go elsewhere. What `sink` raises comes out as it is.
         """
         while True:
             try:
-                messages = await self._stream.take()
+                return await self._stream.read(sink)
             except MeshError as error:
                 await self._go_elsewhere(error)
-                continue
-            self._has_output = True
-            return messages
+
+    async def take(self) -> list[M | int]:
+        """All outputs that are there; waits for one. None at all says that the stream has ended."""
+        taken: list[M | int] = []
+
+        def keep(outputs: list[M | int]) -> bool:
+            taken.extend(outputs)
+            return False
+
+        await self.read(keep)
+        return taken
 
     async def _go_elsewhere(self, error: MeshError) -> None:
-        if self._has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
+        if self._stream.has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
             raise error
         self._failed.add(self.instance.instance_id)
         if isinstance(error, WrongInstanceError):

@@ -1,7 +1,7 @@
-"""One HTTP answer: it races the client's leaving, holds headers until there is something to say, and ends exactly once.
+"""One HTTP answer: it ends with its client, holds headers until there is something to say, and ends exactly once.
 
 Starlette's StreamingResponse costs 10 to 12 µs for each piece, a third of a token's whole budget; this writes ASGI
-messages itself.
+messages itself, and pieces of a stream past ASGI where the server allows it (`wire`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from dynamo_frontend import envelope
 from dynamo_frontend.record import Record
-from dynamo_grpc import Context, DeadlineError, DrainingError, MeshError, RequestCancelledError
+from dynamo_frontend.wire import EXTENSION, Wire
+from dynamo_grpc import (
+    Context,
+    DeadlineError,
+    DrainingError,
+    MeshError,
+    RequestCancelledError,
+    SlowReaderError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +34,20 @@ Headers = Sequence[tuple[bytes, bytes]]
 HOLD_S = 10.0
 #: After that, a comment is sent when nothing was for so long, for the proxies in between.
 PULSE_S = 15.0
+#: A client that takes no byte for so long is given up.
+STALL_S = 30.0
+#: How often both are looked at.
+LOOK_S = 5.0
 
 
 class Writer:
     """What a request's work writes to."""
 
-    def __init__(self, send: Send, headers: Headers) -> None:
-        self._send, self._headers = send, list(headers)
+    def __init__(self, send: Send, headers: Headers, wire: Wire | None) -> None:
+        self._send, self._headers, self._wire = send, list(headers), wire
         self.is_started = False
-        self._is_idle = False
+        self._waiting = b""
+        self.num_writes = 0
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
         """The whole answer at once."""
@@ -45,30 +57,78 @@ class Writer:
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def events(self, data: bytes) -> None:
-        """A piece of an event stream, as it goes over the wire."""
+    def add(self, data: bytes) -> bool:
+        """A piece of an event stream, as it goes over the wire.
+
+        Returns:
+            False when it has to wait for `flush`, which must be awaited before the next piece.
+        """
+        wire = self._wire
+        if self.is_started and wire is not None and not wire.is_full:
+            wire.add_chunk(data)
+            self.num_writes += 1
+            return True
+        self._waiting += data
+        return False
+
+    async def flush(self) -> None:
+        """Write what waits, once the client takes it."""
+        data, self._waiting = self._waiting, b""
+        if not data:
+            return
         if not self.is_started:
-            await self._start()
-        self._is_idle = False
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self.is_started = True
+            kind = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *kind]})
+        await self._body(data, more=True)
+
+    async def events(self, data: bytes) -> None:
+        """A piece of an event stream; returns when the client takes more."""
+        if not self.add(data):
+            await self.flush()
 
     async def end(self) -> None:
         """The end of an event stream."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._body(b"", more=False)
 
-    async def _start(self) -> None:
-        self.is_started = True
-        kind = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *kind]})
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        if self._wire is not None:
+            self._wire.flush()  # nothing may pass what was added before
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.num_writes += 1
 
-    async def pulse(self) -> None:
-        """Keep an event stream alive while nothing else is written."""
-        await asyncio.sleep(HOLD_S)
-        while True:
-            if self._is_idle or not self.is_started:
-                await self.events(b": keep-alive\n\n")
-            self._is_idle = True  # until something is written
-            await asyncio.sleep(PULSE_S)
+
+class _Watch:
+    """Looks after a stream now and then: a comment when nothing was written, the end when nothing is taken."""
+
+    def __init__(self, writer: Writer, wire: Wire | None, give_up: Callable[[], None]) -> None:
+        self._writer, self._wire, self._give_up = writer, wire, give_up
+        self._loop = asyncio.get_running_loop()
+        self._written_at = self._taken_at = self._loop.time()
+        self._num_writes = self._num_unsent = 0
+        self._pulse: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+        now = self._loop.time()
+        if self._wire is not None and self._wire.is_full:
+            if (num_unsent := self._wire.num_unsent_bytes) != self._num_unsent:
+                self._num_unsent, self._taken_at = num_unsent, now
+            elif now - self._taken_at >= STALL_S:
+                self._give_up()
+            return
+        self._num_unsent = 0
+        if self._writer.num_writes != self._num_writes:
+            self._num_writes, self._written_at = self._writer.num_writes, now
+        elif now - self._written_at >= (PULSE_S if self._writer.is_started else HOLD_S):
+            self._pulse = self._loop.create_task(self._writer.events(b": keep-alive\n\n"))
+
+    def close(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._pulse is not None:
+            self._pulse.cancel()
 
 
 class Answer(Response):
@@ -91,32 +151,42 @@ class Answer(Response):
     ) -> None:
         self._work, self._context, self._record, self._is_stream = work, context, record, is_stream
         self._headers = headers
+        self._given_up: MeshError | None = None
         self.background = None  # what FastAPI reads of a Response; nothing else of it is used
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(send, self._headers)
-        work = asyncio.ensure_future(self._run(writer))
-        gone = asyncio.ensure_future(_client_gone(receive))
-        tasks: list[asyncio.Future[Any]] = [work, gone]
-        if self._is_stream:
-            tasks.append(asyncio.ensure_future(writer.pulse()))
-        error: MeshError = RequestCancelledError("the client went away")
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            error = DrainingError("the frontend is shutting down: send the request again")
-            raise
-        finally:
-            is_cut = not work.done()
-            for task in tasks:
+        wire = scope.get("extensions", {}).get(EXTENSION)
+        writer = Writer(send, self._headers, wire)
+        task = asyncio.current_task()
+        assert task is not None
+
+        def give_up(error: MeshError) -> None:
+            if self._given_up is None:
+                self._given_up = error
                 task.cancel()
-            if is_cut:
-                self._context.kill()
+
+        def stalled() -> None:
+            wire.abort()
+            give_up(SlowReaderError(f"the client took no byte for {STALL_S:.0f} s"))
+
+        gone = asyncio.ensure_future(_client_gone(receive, give_up))
+        watch = _Watch(writer, wire, stalled) if self._is_stream else None
+        try:
+            await self._run(writer)
+        except asyncio.CancelledError:
+            self._context.kill()
+            if self._given_up is None:
+                error = DrainingError("the frontend is shutting down: send the request again")
                 self._record.fail(error)
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if is_cut and isinstance(error, DrainingError):
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(self._tell(writer, error), 1.0)
+                raise
+            self._record.fail(self._given_up)
+            task.uncancel()
+        finally:
+            gone.cancel()
+            if watch:
+                watch.close()
             self._record.end()
 
     async def _run(self, writer: Writer) -> None:
@@ -145,8 +215,7 @@ class Answer(Response):
             await writer.json(error.http_status, content, envelope.headers(error))
 
 
-async def _client_gone(receive: Receive) -> None:
-    while True:
-        message: Message = await receive()
-        if message["type"] == "http.disconnect":
-            return
+async def _client_gone(receive: Receive, give_up: Callable[[MeshError], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    give_up(RequestCancelledError("the client went away"))

@@ -278,14 +278,13 @@ class Frontend:
 async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, *, has_usage: bool) -> None:
     begin = shape.begin(num_choices)
 
-    async def show(pieces: list[Piece]) -> None:
+    def show(pieces: list[Piece]) -> bool:
         nonlocal begin
         events = begin + b"".join([shape.event(piece) for piece in pieces])
         begin = b""
-        if events:
-            await writer.events(events)
+        return writer.add(events) if events else True
 
-    await relay.run(show)
+    await relay.run(show, writer.flush)
     await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
     await writer.end()
 

@@ -12,6 +12,7 @@ import click
 import uvicorn
 
 from dynamo_frontend.app import Frontend, FrontendSettings
+from dynamo_frontend.wire import WireProtocol
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
 from dynamo_grpc.cli.options import (
     PORT,
@@ -84,6 +85,7 @@ def frontend(**options: Any) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=options["shutdown_timeout_s"],
         loop=_loop(),
+        http=WireProtocol,
         lifespan="on",
     )
     server = _Server(config, f"frontend ready at http://{host}:{port} ({registry.description})")

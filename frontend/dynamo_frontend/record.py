@@ -67,10 +67,9 @@ class Record:
         self.model, self._is_known = model, True
         self.metrics.inflight.labels(model, self.endpoint).inc()
 
-    def output(self, instance_id: int) -> None:
-        """An output arrived."""
-        if self.first is None:
-            self.first, self.instance = time.perf_counter(), instance_id
+    def first_output(self, instance_id: int) -> None:
+        """The first output arrived."""
+        self.first, self.instance = time.perf_counter(), instance_id
 
     def fail(self, error: MeshError) -> None:
         """The request ended with an error; the first one counts."""

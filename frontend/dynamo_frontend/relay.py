@@ -66,8 +66,12 @@ class Relay:
         self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
         record.prompt_tokens = len(message.token_ids)
 
-    async def run(self, show: Callable[[list[Piece]], Awaitable[None]]) -> None:
+    async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
         """Send the request, and show the pieces of all outputs that are there, in order, as they come.
+
+        Args:
+            show: takes pieces at once; returns False when it takes no more before a rest.
+            rest: is awaited then.
 
         Raises:
             HandlerEndedError: the worker's stream ended before every choice had.
@@ -76,11 +80,16 @@ class Relay:
         router = self._model.router
         try:
             async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
-                while outputs := await stream.take():
-                    self._record.output(stream.instance.instance_id)
-                    if pieces := self.feed(outputs):
-                        await show(pieces)
-                    if self._stops and self._is_finished:
+
+                def sink(outputs: list[pb.GenerateResponse | int]) -> bool:
+                    if self._record.first is None:
+                        self._record.first_output(stream.instance.instance_id)
+                    pieces = self.feed(outputs)
+                    return (show(pieces) if pieces else True) and not self._is_stopped
+
+                while not await stream.read(sink):
+                    await rest()
+                    if self._is_stopped:
                         return  # a stop string ended it before the worker did: leaving tells it so
         finally:
             self._settle()
@@ -90,6 +99,10 @@ class Relay:
     @property
     def _is_finished(self) -> bool:
         return len(self._finished) == self._num_choices
+
+    @property
+    def _is_stopped(self) -> bool:
+        return bool(self._stops) and self._is_finished
 
     def feed(self, outputs: Sequence[pb.GenerateResponse | int]) -> list[Piece]:
         """The pieces of outputs; an int is one more token of choice 0."""
@@ -175,11 +188,14 @@ async def collect(relay: Relay) -> dict[int, Piece]:
     """All pieces of a request, one for each choice."""
     parts: dict[int, list[Piece]] = {}
 
-    async def keep(pieces: list[Piece]) -> None:
+    def keep(pieces: list[Piece]) -> bool:
         for piece in pieces:
             parts.setdefault(piece.index, []).append(piece)
+        return True
 
-    await relay.run(keep)
+    async def rest() -> None: ...
+
+    await relay.run(keep, rest)
     return {index: _join(parts[index]) for index in sorted(parts)}
 
 

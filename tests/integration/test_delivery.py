@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_grpc import Context, OverloadedError
+from dynamo_grpc import Context, SlowReaderError
 from dynamo_grpc.lane import FRAME_BYTES, FRAME_TOKENS, Lane
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
@@ -231,7 +231,7 @@ async def test_a_name_is_taken_once(mesh: Mesh) -> None:
 async def test_a_reader_that_never_reads_costs_bounded_memory(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     import dynamo_grpc.inbox as inbox
 
-    monkeypatch.setattr(inbox, "MAX_UNREAD", 100)
+    monkeypatch.setattr(inbox, "MAX_UNREAD_BYTES", 1_000)
     endless = Endless()
 
     async def busy(request: Any) -> AsyncIterator[int]:
@@ -243,7 +243,7 @@ async def test_a_reader_that_never_reads_costs_bounded_memory(mesh: Mesh, monkey
     client = await mesh.client(NAME)
     stream = await client.generate(None)
     await asyncio.wait_for(endless.ended.wait(), 10)
-    with pytest.raises(OverloadedError, match="the reader is too slow"):
+    with pytest.raises(SlowReaderError, match="the reader is too slow"):
         await collect(stream)
 
 

@@ -34,6 +34,7 @@ PUBLIC = [
     "RequestCancelledError",
     "ResponseStream",
     "RouterMode",
+    "SlowReaderError",
     "TooLargeError",
     "UnsupportedError",
     "Worker",
