@@ -51,13 +51,18 @@ def configure_tracing(service: str) -> None:
 def inject() -> dict[str, str]:
     """Headers that carry the current trace context."""
     carrier: dict[str, str] = {}
-    propagate.inject(carrier)
+    if otel_context.get_current():  # nothing was traced, nothing came in: asking all propagators costs more than a look
+        propagate.inject(carrier)
     return carrier
 
 
 @contextlib.contextmanager
 def server_span(name: str, carrier: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[trace.Span]:
     """A span for a request that came in, child of the context in `carrier`; the current one inside the block."""
+    is_recorded = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    if not is_recorded and not any(field in carrier for field in propagate.get_global_textmap().fields):
+        yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
+        return
     parent = propagate.extract(carrier)
     token = otel_context.attach(parent)
     try:

@@ -191,19 +191,25 @@ class Answer(Response):
 
     async def _run(self, writer: Writer) -> None:
         try:
-            try:
-                async with asyncio.timeout(self._context.remaining_s()):
-                    await self._work(writer)
-            except TimeoutError:
-                if self._context.remaining_s() != 0.0:
-                    raise
-                raise DeadlineError(f"request {self._context.id()} took longer than its time-out") from None
+            await self._work_in_time(writer)
         except Exception as error:
             told, is_unexpected = envelope.to_mesh_error(error)
             self._record.fail(told)
             if is_unexpected:
                 logger.exception("request failed", extra={"request_id": self._context.id(), "error_id": told.error_id})
             await self._tell(writer, told)
+
+    async def _work_in_time(self, writer: Writer) -> None:
+        if (left_s := self._context.remaining_s()) is None:
+            await self._work(writer)
+            return
+        try:
+            async with asyncio.timeout(left_s):
+                await self._work(writer)
+        except TimeoutError:
+            if self._context.remaining_s() != 0.0:
+                raise
+            raise DeadlineError(f"request {self._context.id()} took longer than its time-out") from None
 
     async def _tell(self, writer: Writer, error: MeshError) -> None:
         """An error with its status, or as the last event of a stream that has begun."""

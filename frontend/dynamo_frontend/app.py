@@ -193,7 +193,8 @@ class Frontend:
 
                 assert model.preparation is not None
                 has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
-                shape = kind.shape(request_id, body.model, model.preparation.tokenizer, has_usage=has_usage)
+                tokenizer = model.preparation.tokenizer
+                shape = kind.shape(request_id, body.model, tokenizer and tokenizer.base, has_usage=has_usage)
                 if body.stream:
                     await _stream(writer, make_relay(), shape, max(1, body.n or 1), has_usage=has_usage)
                 else:

@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dynamo_frontend.templates import ChatTemplate
+from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import (
     ConfigurationError,
     InstanceLostError,
@@ -48,15 +49,10 @@ _MAX_KNOWN = 1_000
 
 @dataclass(slots=True)
 class Preparation:
-    """What turns a request's text into tokens and back; empty for models that take text.
+    """What turns a request's text into tokens and back; empty for models that take text."""
 
-    Attributes:
-        max_token_chars: no token is longer than this.
-    """
-
-    tokenizer: Tokenizer | None = None
+    tokenizer: PromptTokenizer | None = None
     template: ChatTemplate | None = None
-    max_token_chars: int = 0
 
 
 class Model:
@@ -130,6 +126,8 @@ class Catalog:
             NoInstancesError: it is known, and nobody serves it.
             RegistryError: the registry has not answered yet.
         """
+        if (model := self._lookup(name)) is not None and model.is_ready:
+            return model
         wait_s = self._instance_wait_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -245,8 +243,7 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
     preparation = Preparation()
     if "tokenizer.json" in files:
         try:
-            preparation.tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
-            preparation.max_token_chars = max(map(len, preparation.tokenizer.get_vocab()), default=0)
+            preparation.tokenizer = PromptTokenizer(Tokenizer.from_str(files["tokenizer.json"].decode()))
         except Exception as error:  # the library raises plain Exception
             raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
     if card.chat_template:

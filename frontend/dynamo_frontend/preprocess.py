@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,6 @@ from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, Unsu
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 from dynamo_grpc.validation import check_length, check_request
 
-#: Texts longer than this are tokenized off the event loop.
-_LONG_CHARS = 4_000
 _SAMPLING = (
     "n",
     "temperature",
@@ -71,7 +68,7 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> infere
 
 
 async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Token ids of a text; long texts leave the event loop to others.
+    """Token ids of a text.
 
     Raises:
         ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
@@ -79,17 +76,14 @@ async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list
     assert model.preparation is not None
     tokenizer = model.preparation.tokenizer
     assert tokenizer is not None
-    least = len(text) // max(1, model.preparation.max_token_chars)
+    least = len(text) // max(1, tokenizer.max_token_chars)
     if model.card.context_length and least > model.card.context_length:
         raise ContextLengthError(
             f"the prompt has {len(text)} characters, which are {least} tokens or more, and the context of "
             f"{model.card.name!r} holds {model.card.context_length} tokens: shorten the prompt",
             param="token_ids",
         )
-    if len(text) < _LONG_CHARS:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-    encoded = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-    return encoded.ids
+    return await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
 
 
 def _single(prompt: str | list[int] | list[str] | list[list[int]]) -> str | list[int]:

@@ -138,7 +138,7 @@ class Relay:
             detokenizer = None
             if tokenizer is not None:
                 tail = self._message.token_ids[-_TAIL:]
-                detokenizer = Detokenizer(tokenizer, tail, skip_special_tokens=self._options.skip_special_tokens)
+                detokenizer = Detokenizer(tokenizer.base, tail, skip_special_tokens=self._options.skip_special_tokens)
             self._choices[index] = ChoiceText(
                 detokenizer,
                 self._stops,

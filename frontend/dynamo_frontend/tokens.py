@@ -1,0 +1,99 @@
+"""A prompt's token ids: long texts off the event loop, what prompts share from a cache. No model knowledge.
+
+Chats begin with the same system prompt and repeat their history at each turn. A tokenizer splits a text at its special
+tokens before it looks at anything else, so what stands between two of them (a turn of a chat) has the same ids in every
+prompt, and is tokenized once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tokenizers import Tokenizer
+
+#: Texts longer than this leave the event loop to others; a thread costs as much as this many characters.
+LONG_CHARS = 2_000
+#: The cache holds pieces of this many characters in all.
+MAX_CACHED_CHARS = 16 * 1024 * 1024
+
+_pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="tokenize")
+
+
+class PromptTokenizer:
+    """Tokenizes prompts of one model.
+
+    Attributes:
+        base: the tokenizer itself, without truncation and padding.
+        max_token_chars: no token is longer than this.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.base = tokenizer
+        self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=0)
+        added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.normalized]
+        # longest first: of several tokens that begin at one place, the longest counts
+        contents = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
+        self._added = re.compile("|".join(contents) or r"(?!)")
+        self._borders = {
+            token.content for token in added if not (token.lstrip or token.rstrip or token.single_word)
+        }  # the others look at what is around them
+        self._cache: dict[str, array[int]] = {}
+        self._num_cached_chars = 0
+
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without the tokens that a tokenizer adds around a whole one."""
+        pieces = self._split(text)
+        found = {piece: ids for piece in pieces if (ids := self._recall(piece)) is not None}
+        missing = list(dict.fromkeys(piece for piece in pieces if piece not in found))
+        for piece, ids in zip(missing, await self._encode(missing, add_special_tokens=False), strict=True):
+            found[piece] = array("I", ids)
+            self._keep(piece, found[piece])
+        all_ids: list[int] = []
+        for piece in pieces:
+            all_ids += found[piece]
+        return all_ids
+
+    async def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text, with the tokens that the tokenizer adds (a BOS, say)."""
+        return (await self._encode([text], add_special_tokens=True))[0]
+
+    async def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        def work() -> list[list[int]]:
+            # unlike `encode`, this lets go of the interpreter's lock
+            encoded = self.base.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            return [one.ids for one in encoded]
+
+        if not texts:
+            return []
+        if sum(map(len, texts)) <= LONG_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(_pool, work)
+
+    def _split(self, text: str) -> list[str]:
+        """The text, cut before each token that is a border: a piece keeps its border, and so its place in a text."""
+        starts = [match.start() for match in self._added.finditer(text) if match[0] in self._borders]
+        bounds = [0, *(start for start in starts if start), len(text)]
+        return [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+
+    def _recall(self, piece: str) -> array[int] | None:
+        ids = self._cache.pop(piece, None)
+        if ids is not None:
+            self._cache[piece] = ids  # what is used last goes last
+        return ids
+
+    def _keep(self, piece: str, ids: array[int]) -> None:
+        if piece in self._cache or len(piece) > MAX_CACHED_CHARS // 8:
+            return
+        self._cache[piece] = ids
+        self._num_cached_chars += len(piece)
+        while self._num_cached_chars > MAX_CACHED_CHARS:
+            oldest = next(iter(self._cache))
+            del self._cache[oldest]
+            self._num_cached_chars -= len(oldest)
