@@ -51,6 +51,8 @@ class Generation:
     _usage: pb.Usage = field(default_factory=pb.Usage)
     _hidden: frozenset[int] = frozenset()
     _shown: frozenset[int] = frozenset()
+    _ending: frozenset[int] = frozenset()
+    _plain: _Choice | None = None
     _max_tokens: int | None = None
     _min_tokens: int = 0
     _num_choices: int = 1
@@ -62,6 +64,7 @@ class Generation:
         eos = () if stop.ignore_eos else self.request.eos_token_ids
         self._hidden = frozenset(eos) | frozenset(stop.stop_token_ids_hidden)
         self._shown = frozenset(stop.stop_token_ids) - self._hidden
+        self._ending = self._hidden | self._shown
         self._max_tokens = stop.max_tokens if stop.HasField("max_tokens") else None
         self._min_tokens = stop.min_tokens
         self._wants_logprobs = self.request.output_options.HasField("logprobs")
@@ -103,16 +106,11 @@ class Generation:
 
         Its place in the stream is `sequence - 1`. All other items go to `feed`.
         """
-        if type(token_id) is not int:
-            return False
-        choice = self._choices.get(0)
+        choice = self._plain
         if (
             choice is None
-            or choice.is_finished
-            or self._num_choices > 1
-            or self._wants_logprobs
-            or token_id in self._hidden
-            or token_id in self._shown
+            or type(token_id) is not int
+            or token_id in self._ending
             or choice.num_tokens + 1 == self._max_tokens
             or not 0 <= token_id < (self.vocab_size or 2**32)
         ):
@@ -192,6 +190,8 @@ class Generation:
                     self._cut(delta, position + 1, pb.FinishInfo(reason=pb.FINISH_REASON_LENGTH))
                 break
         choice.is_finished = delta.HasField("finish")
+        may_be_plain = self._num_choices == 1 and not self._wants_logprobs and not choice.is_finished
+        self._plain = choice if may_be_plain else None
         return bool(delta.token_ids or delta.text or choice.is_finished)
 
     @staticmethod

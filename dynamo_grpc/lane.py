@@ -57,7 +57,8 @@ class Lane:
     def put_token(self, delivery_id: int, sequence: int, token_id: int) -> None:
         """Send an output that is one more token of choice 0 and nothing else."""
         self._token_rows.append((delivery_id, sequence, token_id))
-        self._wake.set()
+        if len(self._token_rows) == 1:
+            self._wake.set()
 
     async def wait_room(self) -> None:
         """Return when the client has taken enough."""
@@ -156,43 +157,50 @@ class Sender:
         self._turn = -1
         self._count = 0
         self._since = 0.0
+        self._unsent: Message | None = None
 
     async def send(self, message: Message) -> None:
         """Send the next output. The loop gets a turn now and then, also if the handler never awaits."""
         lane = self._lane
         if lane is None or not lane.is_open:
-            await self._send_alone(message)
+            await self.finish()
+            await self._call.write(message)
             return
         lane.put(self._id, message, is_first=self.num_by_lane == 0)
-        await self._count_one(lane)
+        if not self._may_go_on(lane):
+            await self.rest()
 
-    async def send_token(self, sequence: int, token_id: int) -> None:
-        """As `send`, for an output that is one more token of choice 0 and nothing else."""
+    def put_token(self, sequence: int, token_id: int) -> bool:
+        """As `send`, for an output that is one more token of choice 0 and nothing else.
+
+        Returns:
+            False when `rest` must be awaited before the next output.
+        """
         lane = self._lane
         if lane is None or not lane.is_open:
-            await self._send_alone(token_response(sequence, token_id))
-            return
+            self._unsent = token_response(sequence, token_id)
+            return False
         lane.put_token(self._id, sequence, token_id)
-        await self._count_one(lane)
+        return self._may_go_on(lane)
 
-    async def _count_one(self, lane: Lane) -> None:
+    def _may_go_on(self, lane: Lane) -> bool:
         self.num_by_lane += 1
         if self._turn != lane.turn:  # a frame was begun since: the loop has had a turn
-            self._turn, self._count, self._since = lane.turn, 0, time.perf_counter()
+            self._turn, self._count, self._since = lane.turn, 1, time.perf_counter()
+            return self.num_by_lane > 1 and not lane.is_full
         self._count += 1
-        if lane.is_full:
-            await lane.wait_room()
-        elif (
-            self.num_by_lane == 1
-            or self._count >= _TURN_OUTPUTS
-            or (self._count > 1 and time.perf_counter() - self._since > _TURN_S)
-        ):
+        return self._count < _TURN_OUTPUTS and time.perf_counter() - self._since < _TURN_S and not lane.is_full
+
+    async def rest(self) -> None:
+        """Let the client, or the rest of the process, catch up."""
+        if self._unsent is not None:
+            message, self._unsent = self._unsent, None
+            await self.send(message)
+        elif self._lane is not None and self._lane.is_full:
+            await self._lane.wait_room()
+        else:
             self._count = 0
             await asyncio.sleep(0)
-
-    async def _send_alone(self, message: Message) -> None:
-        await self.finish()
-        await self._call.write(message)
 
     async def finish(self) -> None:
         """See that nothing stays behind in a lane that has closed."""

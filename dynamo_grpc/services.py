@@ -72,7 +72,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         async with contextlib.aclosing(stream) as items:
             async for item in items:
                 if generation.feed_token(item):
-                    await sink.send_token(generation.sequence - 1, item)
+                    if not sink.put_token(generation.sequence - 1, item):
+                        await sink.rest()
                     continue
                 if response := generation.feed(item):
                     await sink.send(self._sign(response, served))
@@ -142,11 +143,16 @@ class Folded:
     async def send(self, message: inference_pb2.GenerateResponse) -> None:
         """Add an output."""
         fold(self.response, message)
-        await asyncio.sleep(0)  # nothing is written: a handler that never awaits must not hold the loop
+        await self.rest()
 
-    async def send_token(self, sequence: int, token_id: int) -> None:
-        """Add a token of choice 0."""
-        await self.send(token_response(sequence, token_id))
+    def put_token(self, sequence: int, token_id: int) -> bool:
+        """Add a token of choice 0; False asks for a rest."""
+        fold(self.response, token_response(sequence, token_id))
+        return False
+
+    async def rest(self) -> None:
+        """Nothing is written: a handler that never awaits must not hold the loop."""
+        await asyncio.sleep(0)
 
 
 def fold(folded: inference_pb2.GenerateResponse, response: inference_pb2.GenerateResponse) -> None:

@@ -176,10 +176,8 @@ class Frontend:
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
 
         async def work(writer: Writer) -> None:
-            carrier = {key: value for key, value in request.headers.items() if key in ("traceparent", "tracestate")}
-            with server_span(
-                f"POST {request.url.path}", carrier, {"gen_ai.request.model": body.model, "request.id": request_id}
-            ):
+            attributes = {"gen_ai.request.model": body.model, "request.id": request_id}
+            with server_span(f"POST {request.scope['path']}", request.headers, attributes):
                 model = await self.catalog.find(body.model)
                 record.begin(model.card.name)
                 model.check_type(kind.model_type, kind.what)
@@ -283,7 +281,7 @@ async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, 
         nonlocal begin
         events = begin + b"".join([shape.event(piece) for piece in pieces])
         begin = b""
-        return writer.add(events) if events else True
+        return not events or writer.add(events)
 
     await relay.run(show, writer.flush)
     await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)

@@ -85,11 +85,12 @@ class Relay:
                     if self._record.first is None:
                         self._record.first_output(stream.instance.instance_id)
                     pieces = self.feed(outputs)
-                    return (show(pieces) if pieces else True) and not self._is_stopped
+                    goes_on = show(pieces) if pieces else True
+                    return goes_on and not (self._stops and self._is_finished)
 
                 while not await stream.read(sink):
                     await rest()
-                    if self._is_stopped:
+                    if self._stops and self._is_finished:
                         return  # a stop string ended it before the worker did: leaving tells it so
         finally:
             self._settle()
@@ -100,18 +101,15 @@ class Relay:
     def _is_finished(self) -> bool:
         return len(self._finished) == self._num_choices
 
-    @property
-    def _is_stopped(self) -> bool:
-        return bool(self._stops) and self._is_finished
-
     def feed(self, outputs: Sequence[pb.GenerateResponse | int]) -> list[Piece]:
         """The pieces of outputs; an int is one more token of choice 0."""
         pieces = []
         for output in outputs:
-            if isinstance(output, int):
+            if type(output) is int:
                 if 0 not in self._finished:
                     pieces.append(self._token(output))
                 continue
+            assert isinstance(output, pb.GenerateResponse)
             pieces += [piece for delta in output.choices if (piece := self._piece(delta))]
             if output.HasField("usage"):
                 self._count(output.usage)
@@ -121,9 +119,7 @@ class Relay:
         choice = self._choices.get(0) or self._choice(0)
         text = choice.feed_token(token_id)
         self._num_counted += 1
-        finish = None
-        if choice.stop is not None:
-            finish = self._finish(0, "stop")
+        finish = None if choice.stop is None else self._finish(0, "stop")
         return Piece(0, text, (token_id,), None, finish)
 
     def _finish(self, index: int, reason: str) -> str:

@@ -54,6 +54,7 @@ class _Shape:
         head = orjson.dumps({**self._base, "object": self.chunk})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":'
         self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def usage_event(self, usage: pb.Usage) -> bytes:
         content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage)}
@@ -76,18 +77,24 @@ class ChatShape(_Shape):
         return b"".join(self._head + str(index).encode() + delta + self._tail for index in range(num_choices))
 
     def event(self, piece: Piece) -> bytes:
-        index = str(piece.index).encode()
         events = b""
-        if piece.text or piece.logprobs is not None:
-            logprobs = b"null" if piece.logprobs is None else orjson.dumps(self._logprobs(piece))
-            events = b"".join((
-                self._head, index, b',"delta":{"content":', orjson.dumps(piece.text), b'},"logprobs":', logprobs,
-                b',"finish_reason":null', self._tail,
-            ))  # fmt: skip
+        before, after = self._frame(piece.index)
+        if piece.logprobs is not None:
+            logprobs = orjson.dumps(self._logprobs(piece))
+            events = b"".join((before, orjson.dumps(piece.text), b'},"logprobs":', logprobs, after))
+        elif piece.text:
+            events = b"".join((before, orjson.dumps(piece.text), b'},"logprobs":null', after))
         if piece.finish:
             finish = b',"delta":{},"logprobs":null,"finish_reason":' + orjson.dumps(piece.finish)
-            events += self._head + index + finish + self._tail
+            events += self._head + str(piece.index).encode() + finish + self._tail
         return events
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """What stands before and after the text of a piece."""
+        if index not in self._frames:
+            before = self._head + str(index).encode() + b',"delta":{"content":'
+            self._frames[index] = before, b',"finish_reason":null' + self._tail
+        return self._frames[index]
 
     def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
         choices = [

@@ -19,27 +19,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 EXTENSION = "dynamo_grpc.wire"
 
 
-class Batch:
-    """Pieces of all connections that are written at the end of this turn of the loop."""
-
-    def __init__(self) -> None:
-        self._pieces: list[tuple[asyncio.Transport, bytes]] = []
-
-    def add(self, transport: asyncio.Transport, data: bytes) -> None:
-        """Write `data` soon, in the order of the calls."""
-        if not self._pieces:
-            asyncio.get_running_loop().call_soon(self.flush)
-        self._pieces.append((transport, data))
-
-    def flush(self) -> None:
-        """Write all now."""
-        pieces, self._pieces = self._pieces, []
-        for transport, data in pieces:
-            if not transport.is_closing():
-                transport.write(data)
+#: Pieces of all connections that are written at the end of this turn of the loop.
+_pieces: list[tuple[asyncio.Transport, bytes]] = []
 
 
-_batch = Batch()
+def _flush() -> None:
+    pieces = _pieces[:]
+    _pieces.clear()
+    for transport, data in pieces:
+        if not transport.is_closing():
+            transport.write(data)
 
 
 class Wire:
@@ -54,12 +43,15 @@ class Wire:
         self.is_full = False
 
     def add_chunk(self, data: bytes) -> None:
-        """Write a chunk of a response that has begun."""
-        _batch.add(self._transport, b"%x\r\n%b\r\n" % (len(data), data))
+        """Write a chunk of a response that has begun, soon, in the order of the calls."""
+        if not _pieces:
+            asyncio.get_running_loop().call_soon(_flush)
+        _pieces.append((self._transport, b"%x\r\n%b\r\n" % (len(data), data)))
 
     def flush(self) -> None:
-        """What was added is on its way."""
-        _batch.flush()
+        """Write what was added now."""
+        if _pieces:
+            _flush()
 
     @property
     def num_unsent_bytes(self) -> int:
