@@ -101,10 +101,12 @@ class OutputStream(Generic[M]):
             return
         if self._context.is_stopped() and not self._context.is_killed() and not self._call.done():
             self._is_closed = True
+            self._inbox.leave()
             self._own(_finish_gently(self._call, self._forget))
             self._context.unlink(self)
             return
         self._call.cancel()
+        self._inbox.leave()
         self._release()
 
     def _release(self) -> None:
@@ -135,6 +137,7 @@ async def _read_call(call: Any, inbox: Inbox, request_id: str, address: str) -> 
     try:
         while (message := await call.read()) is not grpc.aio.EOF:
             inbox.put(message)
+            await inbox.wait_room()
         inbox.end_of_call(_num_by_lane(await call.trailing_metadata()), None)
     except grpc.aio.AioRpcError as error:
         told = from_rpc_error(error)

@@ -47,7 +47,10 @@ class Inbox:
 
     def __init__(self) -> None:
         self._ready: list[Any] = []
-        self._num_bytes = 0
+        self._num_bytes = 0  # by the lane
+        self._num_own_bytes = 0
+        self._room: asyncio.Future[None] | None = None
+        self._has_reader = True
         self.has_given = False
         self.is_ended = False
         self.error: BaseException | None = None
@@ -61,7 +64,10 @@ class Inbox:
         self._wanted: int | None = None
 
     def put(self, message: Any) -> None:
-        """Take an output of the request's own call."""
+        """Take an output of the request's own call; `wait_room` before the next."""
+        if not self._has_reader:
+            return
+        self._num_own_bytes += message.ByteSize()
         sequence = message.sequence
         if sequence == 0 and self._expected and not self._is_numbered:
             # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
@@ -135,7 +141,25 @@ class Inbox:
     def _take(self) -> list[Any]:
         self.has_given = True
         ready, self._ready, self._num_bytes = self._ready, [], 0
+        if self._num_own_bytes:
+            self._make_room()
         return ready
+
+    async def wait_room(self) -> None:
+        """Return when the reader has taken enough of the call's own outputs: gRPC holds back the others meanwhile."""
+        while self._num_own_bytes > MAX_UNREAD_BYTES:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def leave(self) -> None:
+        """The reader takes no more: what still comes is dropped."""
+        self._has_reader = False
+        self._make_room()
+
+    def _make_room(self) -> None:
+        self._num_own_bytes = 0
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     async def read(self, sink: Sink) -> bool:
         """Give `sink` what is there, and again what comes, until it returns False.

@@ -112,7 +112,7 @@ class Lane:
             self._room.set()
 
     def next_frame(self) -> inference_pb2.DeliverFrame:
-        """Take what leaves next: FRAME_BYTES of messages (a larger one has a frame to itself), FRAME_TOKENS tokens."""
+        """Take what leaves next: FRAME_BYTES of messages, but all the first ones, and FRAME_TOKENS tokens."""
         first, self._first = self._first, []
         frame, size = inference_pb2.DeliverFrame(outputs=first), sum(output.ByteSize() for output in first)
         messages = self._messages
@@ -160,9 +160,12 @@ class Sender:
         self._unsent: Message | None = None
 
     async def send(self, message: Message) -> None:
-        """Send the next output. The loop gets a turn now and then, also if the handler never awaits."""
+        """Send the next output. The loop gets a turn now and then, also if the handler never awaits.
+
+        A large one goes on the call itself, whose own flow control holds it back from a slow reader.
+        """
         lane = self._lane
-        if lane is None or not lane.is_open:
+        if lane is None or not lane.is_open or message.ByteSize() > FRAME_BYTES:
             await self.finish()
             await self._call.write(message)
             return

@@ -39,4 +39,6 @@ def to_context(metadata: Mapping[str, str], request_id: str, timeout_s: float | 
 
 def printable(text: str) -> str:
     """Text as a metadata value may be: printable ASCII, 200 characters at most."""
+    if text.isascii() and text.isprintable() and len(text) <= 200:
+        return text
     return "".join(c if " " <= c <= "~" else "?" for c in text[:200])

@@ -65,37 +65,33 @@ class Writer:
         """
         wire = self._wire
         if self.is_started and wire is not None and not wire.is_full:
-            wire.add_chunk(data)
+            wire.write_chunk(data)
             self.num_writes += 1
             return True
         self._waiting += data
         return False
 
-    async def flush(self) -> None:
+    async def flush(self, *, more: bool = True) -> None:
         """Write what waits, once the client takes it."""
         data, self._waiting = self._waiting, b""
-        if not data:
+        if more and not data:
             return
         if not self.is_started:
             self.is_started = True
             kind = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *kind]})
-        await self._body(data, more=True)
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.num_writes += 1
 
     async def events(self, data: bytes) -> None:
         """A piece of an event stream; returns when the client takes more."""
         if not self.add(data):
             await self.flush()
 
-    async def end(self) -> None:
-        """The end of an event stream."""
-        await self._body(b"", more=False)
-
-    async def _body(self, data: bytes, *, more: bool) -> None:
-        if self._wire is not None:
-            self._wire.flush()  # nothing may pass what was added before
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        self.num_writes += 1
+    async def end(self, data: bytes) -> None:
+        """The last piece of an event stream."""
+        self._waiting += data
+        await self.flush(more=False)
 
 
 class _Watch:
@@ -113,7 +109,7 @@ class _Watch:
         self._timer = self._loop.call_later(LOOK_S, self._look)
         now = self._loop.time()
         if self._wire is not None and self._wire.is_full:
-            if (num_unsent := self._wire.num_unsent_bytes) != self._num_unsent:
+            if (num_unsent := self._wire.get_write_buffer_size()) != self._num_unsent:
                 self._num_unsent, self._taken_at = num_unsent, now
             elif now - self._taken_at >= STALL_S:
                 self._give_up()
@@ -169,7 +165,16 @@ class Answer(Response):
             wire.abort()
             give_up(SlowReaderError(f"the client took no byte for {STALL_S:.0f} s"))
 
-        gone = asyncio.ensure_future(_client_gone(receive, give_up))
+        def lost() -> None:
+            give_up(RequestCancelledError("the client went away"))
+
+        gone = None
+        if wire is None:
+            gone = asyncio.ensure_future(_client_gone(receive, lost))
+        elif wire.is_closing():
+            lost()
+        else:
+            wire.on_lost = lost
         watch = _Watch(writer, wire, stalled) if self._is_stream else None
         try:
             await self._run(writer)
@@ -184,7 +189,10 @@ class Answer(Response):
             self._record.fail(self._given_up)
             task.uncancel()
         finally:
-            gone.cancel()
+            if gone:
+                gone.cancel()
+            else:
+                wire.on_lost = None
             if watch:
                 watch.close()
             self._record.end()
@@ -215,13 +223,12 @@ class Answer(Response):
         """An error with its status, or as the last event of a stream that has begun."""
         content = envelope.body(error, self._context.id())
         if writer.is_started:
-            await writer.events(b"data: " + content + b"\n\n")
-            await writer.end()
+            await writer.end(b"data: " + content + b"\n\n")
         else:
             await writer.json(error.http_status, content, envelope.headers(error))
 
 
-async def _client_gone(receive: Receive, give_up: Callable[[MeshError], None]) -> None:
+async def _client_gone(receive: Receive, lost: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    give_up(RequestCancelledError("the client went away"))
+    lost()

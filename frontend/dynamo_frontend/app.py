@@ -284,8 +284,7 @@ async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, 
         return not events or writer.add(events)
 
     await relay.run(show, writer.flush)
-    await writer.events(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
-    await writer.end()
+    await writer.end(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
 
 
 async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, dict[int, Piece]]:

@@ -8,6 +8,7 @@ prompt, and is tokenized once.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 from array import array
@@ -80,7 +81,7 @@ class PromptTokenizer:
         """The text, cut before each token that is a border: a piece keeps its border, and so its place in a text."""
         starts = [match.start() for match in self._added.finditer(text) if match[0] in self._borders]
         bounds = [0, *(start for start in starts if start), len(text)]
-        return [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+        return [text[begin:end] for begin, end in itertools.pairwise(bounds)]
 
     def _recall(self, piece: str) -> array[int] | None:
         ids = self._cache.pop(piece, None)

@@ -19,6 +19,7 @@ TABLE = [
     (errors.CardMismatchError, "FAILED_PRECONDITION", 412, Retry.ELSEWHERE),
     (errors.TooLargeError, "RESOURCE_EXHAUSTED", 413, Retry.NEVER),
     (errors.OverloadedError, "RESOURCE_EXHAUSTED", 503, Retry.LATER),
+    (errors.SlowReaderError, "RESOURCE_EXHAUSTED", 408, Retry.NEVER),
     (errors.NoInstancesError, "UNAVAILABLE", 503, Retry.LATER),
     (errors.DrainingError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
     (errors.NotReadyError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
