@@ -29,9 +29,11 @@ CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # a retry goes to another instance, so it is the client's
     ("grpc.enable_http_proxy", 0),
-    # small windows: what the client hasn't read waits at the worker, where first outputs can pass the others
+    # A small window: what the client has not read waits at the worker, where more shares a frame and first outputs
+    # pass the others. Measured flat out, 64 streams: 32 KiB 103 k tokens/s and a first token after 63 ms, 4 KiB 148 k
+    # and 25 ms. A message that is larger gets all the room it needs once it is being read.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 32_768),
+    ("grpc.http2.lookahead_bytes", 4_096),
 )
 
 
