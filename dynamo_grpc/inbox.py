@@ -49,6 +49,7 @@ class Inbox:
         self._ready: list[Any] = []
         self._num_bytes = 0  # by the lane
         self._num_own_bytes = 0
+        self._late: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None
         self._has_reader = True
         self.has_given = False
@@ -91,9 +92,10 @@ class Inbox:
         if self._num_by_lane == self._wanted:
             self.end(None)
         elif self._num_bytes > MAX_UNREAD_BYTES:
+            on_full = self.on_full
             self.end(SlowReaderError(f"{self._num_bytes} bytes of outputs are unread: the reader is too slow"))
-            if self.on_full is not None:
-                self.on_full()
+            if on_full is not None:
+                on_full()
         return had_none
 
     def _order(self, sequence: int, output: Any) -> None:
@@ -113,13 +115,16 @@ class Inbox:
             self.end(error)
             return
         self._wanted, self.error = num_by_lane, error
-        asyncio.get_running_loop().call_later(_LATE_S, self.end, None)
+        self._late = asyncio.get_running_loop().call_later(_LATE_S, self.end, None)
 
     def end(self, error: BaseException | None) -> None:
         """Nothing more comes."""
         if self.is_ended:
             return
         self.is_ended = True
+        self.on_full = None
+        if self._late is not None:
+            self._late.cancel()  # it would keep all of the request for its time
         self.error = self.error or error
         if self.error is None and (self._early or self._num_by_lane < (self._wanted or 0)):
             self.error = HandlerEndedError(f"an output was lost: number {self._expected} never came")
@@ -178,7 +183,7 @@ class Inbox:
         try:
             return await self._waiter
         finally:
-            self._waiter = None
+            self._waiter, self._sink = None, _stop
 
 
 class LaneClient:
