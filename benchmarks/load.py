@@ -159,4 +159,3 @@ def percentile_ms(values: Sequence[float], percent: int) -> float:
     if len(values) < 2:
         return values[0] * 1e3 if values else 0.0
     return statistics.quantiles(values, n=100)[percent - 1] * 1e3
-

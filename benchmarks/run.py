@@ -128,7 +128,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="for each run (default 8)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, interleaved (default 3)")
     parser.add_argument(
-        "--spread", type=float, default=0.0, help="clients begin within this part of an answer's time (default 0: at once)"
+        "--spread",
+        type=float,
+        default=0.0,
+        help="clients begin within this part of an answer's time (default 0: at once)",
     )
     parser.add_argument("--json", type=Path, help="write all results there")
     args = parser.parse_args()

@@ -84,4 +84,4 @@ class Holder(_Bench):
                 yield token(index)
                 await asyncio.sleep(DELAY_S or 3600)
         finally:
-            print(f"ended {context.id()} {time.monotonic():.6f}", flush=True)  # noqa: T201
+            print(f"ended {context.id()} {time.monotonic():.6f}", flush=True)

@@ -39,7 +39,7 @@ from dynamo_grpc.lane import Lane, Sender
 from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
-from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer
+from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer, handler_in
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
 from dynamo_grpc.telemetry import headers, server_span
 from dynamo_grpc.v1 import (
@@ -48,6 +48,7 @@ from dynamo_grpc.v1 import (
     inference_pb2_grpc,
     model_card_pb2,
 )
+from dynamo_grpc.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Server:
         self.on_drain: Callable[[float | None], None] | None = None
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
+        self._watchdog: Watchdog | None = None
         self._extra: list[tuple[Callable[[grpc.aio.Server], None], tuple[str, ...]]] = []
 
     @property
@@ -147,6 +149,7 @@ class Server:
         await self.update_health()
         await server.start()
         self._server = server
+        self._watchdog = Watchdog(lambda: bool(self.requests), handler_in)
 
     async def update_health(self) -> None:
         """Say what serves: the process, each service, each model."""
@@ -186,6 +189,8 @@ class Server:
         """Close the port and end all calls."""
         self.lifecycle.move(State.STOPPED)
         server, self._server = self._server, None
+        if self._watchdog is not None:
+            self._watchdog.close()
         if server is not None:
             for lane in self.lanes.values():
                 lane.finish()

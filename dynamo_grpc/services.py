@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -115,6 +116,17 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
             async for item in items:
                 await sender.send(to_call_response(item, sequence, served.handler.name))
                 sequence += 1
+
+
+_READERS = {InferenceServicer._generate.__code__, EndpointServicer._call.__code__}
+
+
+def handler_in(frame: FrameType) -> str | None:
+    """The name of the handler that is read in a frame, if one is."""
+    if frame.f_code not in _READERS:
+        return None
+    served = frame.f_locals.get("served")
+    return served.handler.name if served is not None else None
 
 
 def to_call_response(item: Any, sequence: int, handler_name: str) -> endpoint_pb2.CallResponse:

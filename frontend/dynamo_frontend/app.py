@@ -20,8 +20,8 @@ from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.preprocess import naming, prepare_chat, prepare_completion
 from dynamo_frontend.record import Metrics, Record
-from dynamo_frontend.relay import Piece, Relay, collect
-from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
+from dynamo_frontend.relay import Piece, Relay, collect, join
+from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
 from dynamo_frontend.shapes import DONE, ChatShape, CompletionShape, Shape
 from dynamo_grpc import (
     Context,
@@ -190,14 +190,15 @@ class Frontend:
                     return Relay(model, body, message, context, record, mode, instance_id)
 
                 assert model.preparation is not None
-                has_usage = bool(body.stream and body.stream_options and body.stream_options.include_usage)
+                options = (body.stream and body.stream_options) or StreamOptions()
+                has_usage = options.include_usage
                 tokenizer = model.preparation.tokenizer
                 shape = kind.shape(request_id, body.model, tokenizer and tokenizer.base, has_usage=has_usage)
                 if body.stream:
-                    await _stream(writer, make_relay(), shape, max(1, body.n or 1), has_usage=has_usage)
+                    await _stream(writer, make_relay(), shape, max(1, body.n or 1), options)
                 else:
                     relay, pieces = await _collect(make_relay)
-                    await writer.json(200, shape.body(pieces.values(), relay.usage))
+                    await writer.json(200, shape.body(pieces, relay.usage))
 
         return Answer(work, context, record, headers, is_stream=body.stream)
 
@@ -274,20 +275,22 @@ class Frontend:
         return _error_response(HttpError(error.status_code, text), request_id_of(request))
 
 
-async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, *, has_usage: bool) -> None:
+async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, options: StreamOptions) -> None:
     begin = shape.begin(num_choices)
 
     def show(pieces: list[Piece]) -> bool:
         nonlocal begin
+        if options.merge_events and len(pieces) > 1:
+            pieces = join(pieces)
         events = begin + b"".join([shape.event(piece) for piece in pieces])
         begin = b""
         return not events or writer.add(events)
 
     await relay.run(show, writer.flush)
-    await writer.end(begin + (shape.usage_event(relay.usage) if has_usage else b"") + DONE)
+    await writer.end(begin + (shape.usage_event(relay.usage) if options.include_usage else b"") + DONE)
 
 
-async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, dict[int, Piece]]:
+async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, list[Piece]]:
     """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time."""
     for attempt in range(1, _WHOLE_ATTEMPTS + 1):
         relay = make_relay()

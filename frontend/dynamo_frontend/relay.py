@@ -180,22 +180,29 @@ class Relay:
         self._record.output_tokens = self.usage.completion_tokens
 
 
-async def collect(relay: Relay) -> dict[int, Piece]:
-    """All pieces of a request, one for each choice."""
-    parts: dict[int, list[Piece]] = {}
+async def collect(relay: Relay) -> list[Piece]:
+    """All pieces of a request, joined."""
+    kept: list[Piece] = []
 
     def keep(pieces: list[Piece]) -> bool:
-        for piece in pieces:
-            parts.setdefault(piece.index, []).append(piece)
+        kept.extend(pieces)
         return True
 
     async def rest() -> None: ...
 
     await relay.run(keep, rest)
-    return {index: _join(parts[index]) for index in sorted(parts)}
+    return join(kept)
 
 
-def _join(pieces: list[Piece]) -> Piece:
+def join(pieces: Sequence[Piece]) -> list[Piece]:
+    """One piece for each choice, by index."""
+    by_index: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_index.setdefault(piece.index, []).append(piece)
+    return [_join(by_index[index]) for index in sorted(by_index)]
+
+
+def _join(pieces: Sequence[Piece]) -> Piece:
     logprobs = None
     if pieces[0].logprobs is not None:
         logprobs = pb.Logprobs()

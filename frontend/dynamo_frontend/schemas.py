@@ -13,6 +13,9 @@ class StreamOptions(BaseModel):
     """What a stream tells besides its text."""
 
     include_usage: bool = False
+    merge_events: bool = Field(
+        False, description="Send what is there as one event: fewer, larger events in place of one for each token."
+    )
 
 
 class TextPart(BaseModel):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +11,6 @@ import dynamo_workers.tiny as tiny
 import httpx
 import openai
 import pytest
-import uvicorn
-from dynamo_frontend.app import Frontend, FrontendSettings
 
 from dynamo_grpc import Context, HttpError, ModelInput, Worker, prompt_text
 from dynamo_grpc.cards import load_model
@@ -21,57 +18,7 @@ from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
 
 from ..conftest import eventually
-
-CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me about the sea"}], "seed": 1}
-FOLDER = Path(tiny.__file__).parent / "model"
-
-
-class Front:
-    """A frontend that listens on a free port."""
-
-    def __init__(self, frontend: Frontend, url: str) -> None:
-        self.frontend, self.url = frontend, url
-        self.http = httpx.AsyncClient(base_url=url, timeout=30)
-        self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-    async def post(self, body: Any, path: str = "/v1/chat/completions", **kwargs: Any) -> httpx.Response:
-        content = body if isinstance(body, (bytes, str)) else json.dumps(body)
-        return await self.http.post(path, content=content, **kwargs)
-
-    async def error(self, body: Any, status: int, path: str = "/v1/chat/completions", **kwargs: Any) -> dict[str, Any]:
-        response = await self.post(body, path, **kwargs)
-        assert response.status_code == status, response.text
-        error: dict[str, Any] = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code", "request_id"}
-        assert error["request_id"] == response.headers["x-request-id"]
-        return error
-
-
-@contextlib.asynccontextmanager
-async def front_of(mesh: Mesh, **settings: Any) -> AsyncIterator[Front]:
-    frontend = Frontend(FrontendSettings(**settings), mesh.runtime)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(frontend, log_level="warning", access_log=False, lifespan="on"))
-    task = asyncio.ensure_future(server.serve(sockets=[listener]))
-    front = Front(frontend, f"http://127.0.0.1:{listener.getsockname()[1]}")
-    try:
-        await eventually(lambda: server.started or task.done())
-        yield front
-    finally:
-        await front.http.aclose()
-        await front.openai.close()
-        server.should_exit = True
-        await task
-        listener.close()
-
-
-@pytest.fixture
-async def front(mesh: Mesh) -> AsyncIterator[Front]:
-    await mesh.serve_worker(tiny.Tiny())
-    async with front_of(mesh, instance_wait_s=1.0) as opened:
-        await eventually(opened.frontend.catalog.ready)
-        yield opened
-
+from .front import CHAT, FOLDER, Front, Watched, front_of
 
 # -- answers ------------------------------------------------------------------------------------------------------------
 
@@ -321,35 +268,6 @@ async def test_a_handler_that_raises(mesh: Mesh, front: Front, stream: bool) -> 
 
 
 # -- ending a request -----------------------------------------------------------------------------------------------------
-
-
-class Watched(Worker):
-    """Generates for ever, or waits for ever, and says when it was ended."""
-
-    model_path = FOLDER
-    model_name = "watched"
-
-    def __init__(self) -> None:
-        self.started, self.ended = asyncio.Event(), asyncio.Event()
-        self.is_silent = False
-
-    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
-        self.started.set()
-        try:
-            while True:
-                if not self.is_silent:
-                    yield 300
-                await asyncio.sleep(0.01)
-        finally:
-            self.ended.set()
-
-
-@pytest.fixture
-async def watched(mesh: Mesh, front: Front) -> Watched:
-    worker = Watched()
-    await mesh.serve_worker(worker)
-    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
-    return worker
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

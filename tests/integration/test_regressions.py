@@ -1,7 +1,10 @@
 """What once went wrong."""
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -127,3 +130,19 @@ async def test_closing_twice_and_late_is_fine(mesh: Mesh) -> None:
             await client.wait_for_instances(5)
             stream = await client.generate([1, 2])
     await stream.aclose()
+
+
+async def test_a_handler_that_blocks_the_loop_is_named_once(mesh: Mesh, caplog: pytest.LogCaptureFixture) -> None:
+    async def sleepy(request: Any) -> AsyncIterator[int]:
+        for number in range(3):
+            time.sleep(0.25)
+            yield number
+
+    await mesh.serve(NAME, sleepy)
+    client = await mesh.client(NAME)
+    with caplog.at_level(logging.WARNING):
+        assert await collect(await client.generate(None)) == [0, 1, 2]
+    told = [record.getMessage() for record in caplog.records if "blocks the event loop" in record.getMessage()]
+    assert len(told) == 1
+    assert "sleepy" in told[0]
+    assert Path(__file__).name in told[0]
