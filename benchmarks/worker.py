@@ -23,6 +23,7 @@ def token(index: int) -> int:
 class _Bench(Worker):
     model_path = Path(os.environ.get("BENCH_MODEL", "model"))
     model_name = "bench"
+    context_length = 200_000
 
 
 class Pacer(_Bench):

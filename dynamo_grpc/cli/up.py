@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import http.client
 import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from dynamo_grpc.cli.chat import ChatClient
 from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, router_mode_option
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
+from dynamo_grpc.supervision import Supervisor
 
 _PORT = click.IntRange(1, 65535)
 _STOP_S = 35.0
@@ -55,23 +53,20 @@ Examples:
 def up(**options: Any) -> None:
     """Run registry, workers and frontend on this machine, until Ctrl-C."""
     configure_logging(options["log_level"])
-    asyncio.run(_Supervisor(options).run())
+    asyncio.run(_Up(options).run())
 
 
-class _Supervisor:
-    """Starts the parts, starts again those that die, and stops them all."""
+class _Up:
+    """Starts the parts, greets, and stops them in order."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._stop = asyncio.Event()
-        self._num_signals = 0
-        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._supervisor = Supervisor(_STOP_S)
+        self._stop = self._supervisor.stop
 
     async def run(self) -> None:
         """Until SIGINT or SIGTERM."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+        self._supervisor.catch_signals()
         options = self._options
         ports = [(options["http_port"], "the frontend (--http-port)")]
         ports += [(options["port"] + i, f"worker {i + 1} (--port)") for i in range(options["workers"])]
@@ -90,11 +85,13 @@ class _Supervisor:
                 ("frontend", "--http-port", str(options["http_port"]), "--router-mode", options["router_mode"]),
             )
             async with asyncio.TaskGroup() as tasks:
-                kept = [tasks.create_task(self._keep(part, env)) for part in (*workers, front)]
+                kept = [
+                    tasks.create_task(self._supervisor.keep(part.name, part.args, env)) for part in (*workers, front)
+                ]
                 greeting = tasks.create_task(asyncio.to_thread(self._greet))
                 await self._stop.wait()
-                await self._stop_all([front.name])
-                await self._stop_all([part.name for part in workers])
+                await self._supervisor.end([front.name])
+                await self._supervisor.end([part.name for part in workers])
                 for task in (*kept, greeting):
                     task.cancel()
 
@@ -108,51 +105,6 @@ class _Supervisor:
         async with EmbeddedRegistry(self._options["registry_port"]) as server:
             click.echo(f"registry ready at {server.endpoint} (embedded, in memory, for development)")
             yield server.endpoint
-
-    def _on_signal(self) -> None:
-        self._num_signals += 1
-        if self._num_signals == 1:
-            self._stop.set()
-            return
-        for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-
-    async def _keep(self, part: _Part, env: dict[str, str]) -> None:
-        """Run a part, again and again until the stop."""
-        backoff_s = 0.5
-        while not self._stop.is_set():
-            started = time.monotonic()
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "dynamo_grpc", *part.args,
-                env=env, stdin=asyncio.subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
-            self._processes[part.name] = process
-            if self._stop.is_set():  # it came while the process was being made
-                process.terminate()
-            code = await process.wait()
-            del self._processes[part.name]
-            if self._stop.is_set():
-                return
-            if time.monotonic() - started > 30.0:
-                backoff_s = 0.5
-            click.echo(f"{part.name} ended ({_describe(code)}), starting it again in {backoff_s:g} s", err=True)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), backoff_s)
-            backoff_s = min(backoff_s * 2, 10.0)
-
-    async def _stop_all(self, names: list[str]) -> None:
-        processes = [self._processes[name] for name in names if name in self._processes]
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_S):
-                await asyncio.gather(*(process.wait() for process in processes))
-        except TimeoutError:
-            for process in processes:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
 
     def _greet(self) -> None:
         """When a model is ready, say how to use it, and ask what --ask says."""
@@ -196,14 +148,3 @@ def _check_free(port: int, what: str) -> None:
             raise ConfigurationError(
                 f"port {port} for {what} is taken: stop what listens there, or choose another port"
             ) from None
-
-
-def _die_with_parent() -> None:
-    """Linux: end with the supervisor, even if it is killed."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def _describe(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

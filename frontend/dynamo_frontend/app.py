@@ -257,7 +257,7 @@ class Frontend:
         return {"status": "live"}
 
     async def _metrics(self) -> Response:
-        return Response(exposition.generate_latest(self.metrics.registry), media_type=exposition.CONTENT_TYPE_LATEST)
+        return Response(self.metrics.text(), media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
         request_id = request_id_of(request)

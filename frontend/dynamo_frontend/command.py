@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 import uvicorn
 
+from dynamo_frontend import processes
 from dynamo_frontend.app import Frontend, FrontendSettings
 from dynamo_frontend.wire import WireProtocol
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
@@ -61,6 +65,14 @@ Examples:
     default=5,
     type=click.IntRange(0),
 )
+@option(
+    "--processes",
+    "Run so many frontends behind the port, each with a core of its own.",
+    default=1,
+    type=click.IntRange(1, 256),
+)
+@click.option("--http-fd", type=int, hidden=True)
+@click.option("--ready-fd", type=int, hidden=True)
 @log_option
 def frontend(**options: Any) -> None:
     """Serve OpenAI's HTTP API for all models of the mesh."""
@@ -73,7 +85,13 @@ def frontend(**options: Any) -> None:
         max_body_bytes=options["max_body_mb"] * 2**20,
         instance_wait_s=options["instance_wait_s"],
     )
-    listener = _listen(options["host"], options["http_port"])
+    if options["processes"] > 1 and options["http_fd"] is None:
+        _run_processes(options, registry.description)
+        return
+    if options["http_fd"] is None:
+        listener = _listen(options["host"], options["http_port"])
+    else:
+        listener = socket.socket(fileno=options["http_fd"])
     app = Frontend(settings, lambda: DistributedRuntime(registry=registry))
     gc.freeze()  # what is imported stays: no collection needs to look at it
     gc.set_threshold(50_000, 20, 50)
@@ -88,27 +106,51 @@ def frontend(**options: Any) -> None:
         http=WireProtocol,
         lifespan="on",
     )
-    server = _Server(config, f"frontend ready at http://{host}:{port} ({registry.description})")
+    said = f"frontend ready at http://{host}:{port} ({registry.description})"
+    server = _Server(config, lambda: _say(said, options["ready_fd"]))
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
         server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
-            click.echo(self._ready)
+            self._on_ready()
+
+
+def _say(ready: str, ready_fd: int | None) -> None:
+    if ready_fd is None:
+        click.echo(ready)
+    else:
+        os.write(ready_fd, b".")
+
+
+def _run_processes(options: dict[str, Any], registry: str) -> None:
+    host, count = options["host"], options["processes"]
+    args = ["frontend"]
+    for name, value in options.items():
+        if name not in ("processes", "http_fd", "ready_fd", "host", "http_port") and value not in (None, ""):
+            args += [f"--{name.replace('_', '-')}", str(value)]
+
+    def listen(port: int) -> socket.socket:
+        return _listen(host, port or options["http_port"], shares_port=True)
+
+    def ready(port: int) -> str:
+        return f"frontend ready at http://{host}:{port} ({registry}, {count} processes)"
+
+    asyncio.run(processes.run(count, args, listen, options["shutdown_timeout_s"] + 5.0, ready))
 
 
 def _loop() -> str:
     return "uvloop" if sys.platform != "win32" else "asyncio"
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
     """A socket on the port.
 
     Raises:
@@ -117,6 +159,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shares_port:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from dynamo_frontend.processes import METRICS_DIR
 from dynamo_grpc import MeshError
 
 logger = logging.getLogger("dynamo_frontend.requests")
@@ -32,7 +34,11 @@ class Metrics:
             registry=self.registry,
         )
         self.inflight = Gauge(
-            "dynamo_frontend_inflight_requests", "Requests that run now.", labels, registry=self.registry
+            "dynamo_frontend_inflight_requests",
+            "Requests that run now.",
+            labels,
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
         self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
         self.ttft = histogram("time_to_first_token_seconds", "Seconds from a request's arrival to its first output.")
@@ -42,6 +48,14 @@ class Metrics:
         self.input_tokens = Counter(
             "dynamo_frontend_input_tokens", "Tokens of prompts.", labels, registry=self.registry
         )
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' format; of all processes, if there are several."""
+        if METRICS_DIR not in os.environ:
+            return generate_latest(self.registry)
+        shared = CollectorRegistry()
+        multiprocess.MultiProcessCollector(shared)
+        return generate_latest(shared)
 
 
 @dataclass(slots=True)

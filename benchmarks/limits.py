@@ -1,0 +1,153 @@
+"""Measure what must not happen: growth, and one request that costs others: `python benchmarks/limits.py [NAME …]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+import uvloop
+from load import Load, Seen, body, connect, percentile_ms
+from systems import Ours, cpu_s, rss_bytes
+
+_SENTENCE = "Tell me something about the sea and its many creatures. "
+
+
+async def idle_streams(count: int = 1000) -> None:
+    """Memory of streams that are open and silent."""
+    with running(Ours(0.0, "Holder")) as ours:
+        clients = [await connect(ours.address) for _ in range(count)]
+        for client in clients[:10]:
+            client.send(body(2))
+            await client.first
+        before = [rss_bytes(pid) for pid in ours.pids]
+        for client in clients[10:]:
+            client.send(body(2))
+        await asyncio.gather(*(client.first for client in clients))
+        frontend, worker = ((rss_bytes(p) - b) / (count - 10) / 1e3 for p, b in zip(ours.pids, before, strict=True))
+        print(f"an idle stream: {frontend:.1f} kB in the frontend, {worker:.1f} kB in the worker ({count} streams)")
+
+
+async def growth(count: int = 100_000) -> None:
+    """Memory after many requests."""
+    with running(Ours(0.0)) as ours:
+        clients = [await connect(ours.address) for _ in range(64)]
+        asked, marks = 0, []
+
+        async def ask(client: object, until: int) -> None:
+            nonlocal asked
+            while asked < until:
+                asked += 1
+                await client.ask(body(2))  # type: ignore[attr-defined]
+
+        for until in (count // 10, count // 2, count):
+            await asyncio.gather(*(ask(client, until) for client in clients))
+            marks.append([rss_bytes(pid) / 2**20 for pid in ours.pids])
+        told = ", ".join(f"{frontend:.1f} + {worker:.1f}" for frontend, worker in marks)
+        print(f"memory in MiB after {count // 10:,}, {count // 2:,} and {count:,} requests: {told}")
+
+
+async def cancel(streams: int = 256, count: int = 200) -> None:
+    """From a client's leaving to the end of its handler, beside paced streams."""
+    with running(Ours(0.02, "Holder")) as ours:
+        load = asyncio.ensure_future(Load(ours.address, streams, 100, spread_s=2.0).run(2.0, 30.0, lambda: None))
+        await asyncio.sleep(4.0)
+        left = {}
+        for number in range(count):
+            client = await connect(ours.address)
+            client.send(body(1000), f"cancel-{number}")
+            await client.first
+            await asyncio.sleep(0.05)
+            left[f"cancel-{number}"] = time.monotonic()
+            client.transport.abort()
+        await asyncio.sleep(1.0)
+        load.cancel()
+        await asyncio.gather(load, return_exceptions=True)
+        ended = {line.split()[1]: float(line.split()[2]) for line in ours.lines if line.startswith("ended cancel-")}
+        took = [ended[name] - at for name, at in left.items()]
+        print(
+            f"client's end to handler's end beside {streams} streams: p50 {percentile_ms(took, 50):.1f} ms, "
+            f"p99 {percentile_ms(took, 99):.1f} ms ({len(took)} of {count})"
+        )
+
+
+async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
+    """The others' time between tokens, without and with a large request."""
+    with running(Ours(0.02)) as ours:
+        client = await connect(ours.address)
+        content = body(5, prompt)
+        seen: list[Seen] = []
+        took: list[float] = []
+
+        async def disturb() -> None:
+            while True:
+                started = time.perf_counter()
+                with contextlib.suppress(SystemExit, ConnectionError):
+                    await client.ask(content)
+                took.append(time.perf_counter() - started)
+                await asyncio.sleep(0.2)
+
+        for is_disturbed in (False, True):
+            task = asyncio.ensure_future(disturb()) if is_disturbed else None
+            found, _ = await Load(ours.address, 64, 100, spread_s=2.0).run(2.0, seconds, lambda: None)
+            seen.append(found)
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        figures = "; ".join(
+            f"{what}: p50 {percentile_ms(s.gaps, 50):.1f}, p99 {percentile_ms(s.gaps, 99):.1f}, "
+            f"longest {max(s.gaps) * 1e3:.0f} ms"
+            for what, s in zip(("alone", "with it"), seen, strict=True)
+        )
+        print(f"{name} ({len(content) / 1e6:.1f} MB, {len(took)} times) among 64 streams, between tokens {figures}")
+
+
+async def idle_delivery(seconds: float = 300.0) -> None:
+    """A mesh without requests: what it costs, and that the next request is as fast as the last."""
+    with running(Ours(0.0)) as ours:
+        client = await connect(ours.address)
+        for _ in range(20):
+            await client.ask(body(10))
+        before = [cpu_s(pid) for pid in ours.pids]
+        await asyncio.sleep(seconds)
+        used = [(cpu_s(pid) - b) / seconds * 1e3 for pid, b in zip(ours.pids, before, strict=True)]
+        client = await connect(ours.address)
+        client.seen = Seen()
+        await client.ask(body(10))
+        print(
+            f"idle for {seconds:.0f} s: {used[0]:.2f} + {used[1]:.2f} ms CPU a second; "
+            f"the first token then after {client.seen.ttft[0] * 1e3:.1f} ms"
+        )
+
+
+@contextlib.contextmanager
+def running(ours: Ours):  # type: ignore[no-untyped-def]
+    """Stop it at the end."""
+    try:
+        yield ours
+    finally:
+        ours.stop()
+
+
+MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
+    "idle-streams": idle_streams,
+    "cancel": cancel,
+    "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),
+    "large-request": lambda: disturbed("a request of 40 MB", _SENTENCE * 714_000),
+    "growth": growth,
+    "idle-delivery": idle_delivery,
+}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(MEASUREMENTS)}; default all")
+    for name in parser.parse_args().names or MEASUREMENTS:
+        uvloop.run(MEASUREMENTS[name]())  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
