@@ -10,17 +10,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-.venv/run-stamp: pyproject.toml
+.venv/run-stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.12, say" >&2; exit 1; }
 	@echo "setting up .venv …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --progress-bar on --editable ".[frontend]"
+	$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt --editable ".[frontend]"
 	@touch $@
 
 .venv/dev-stamp: .venv/run-stamp
 	@echo "setting up the tests' packages …"
-	$(BIN)/python -m pip install --quiet --progress-bar on --group dev
+	$(BIN)/python -m pip install --quiet --progress-bar on --constraint constraints.txt --group dev
 	@touch $@
 
 setup: .venv/dev-stamp ## set up the virtual environment
@@ -58,8 +58,9 @@ proto-release: .tools/dev-stamp ## accept the protos as they are as the base tha
 	@bash tools/install_tools.sh .tools
 	@touch $@
 
-bench: .venv/dev-stamp ## measure what the README quotes
-	$(BIN)/python benchmarks/run.py
+bench: .venv/dev-stamp ## measure the data path; PEERS=--peers adds Dynamo and SMG
+	$(BIN)/python benchmarks/micro.py
+	$(BIN)/python benchmarks/run.py $(PEERS)
 
 clean: ## remove everything that was set up
 	rm -rf .venv .tools build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
+import signal
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 
@@ -20,11 +23,11 @@ async def idle_streams(count: int = 1000) -> None:
     with running(Ours(0.0, "Holder")) as ours:
         clients = [await connect(ours.address) for _ in range(count)]
         for client in clients[:10]:
-            client.send(body(2))
+            client.send(body(3))
             await client.first
         before = [rss_bytes(pid) for pid in ours.pids]
         for client in clients[10:]:
-            client.send(body(2))
+            client.send(body(3))
         await asyncio.gather(*(client.first for client in clients))
         frontend, worker = ((rss_bytes(p) - b) / (count - 10) / 1e3 for p, b in zip(ours.pids, before, strict=True))
         print(f"an idle stream: {frontend:.1f} kB in the frontend, {worker:.1f} kB in the worker ({count} streams)")
@@ -76,32 +79,30 @@ async def cancel(streams: int = 256, count: int = 200) -> None:
 async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
     """The others' time between tokens, without and with a large request."""
     with running(Ours(0.02)) as ours:
-        client = await connect(ours.address)
+        url = f"http://{ours.address}/v1/chat/completions"
         content = body(5, prompt)
-        seen: list[Seen] = []
-        took: list[float] = []
-
-        async def disturb() -> None:
-            while True:
-                started = time.perf_counter()
-                with contextlib.suppress(SystemExit, ConnectionError):
-                    await client.ask(content)
-                took.append(time.perf_counter() - started)
-                await asyncio.sleep(0.2)
-
-        for is_disturbed in (False, True):
-            task = asyncio.ensure_future(disturb()) if is_disturbed else None
-            found, _ = await Load(ours.address, 64, 100, spread_s=2.0).run(2.0, seconds, lambda: None)
-            seen.append(found)
-            if task:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(content)
+            file.flush()
+            seen: list[Seen] = []
+            for is_disturbed in (False, True):
+                process = None
+                if is_disturbed:  # in a process of its own, so that the loop that measures goes on
+                    command = (
+                        f"while :; do curl -s -o /dev/null --data-binary @{file.name} -H Expect: {url}; sleep 1; done"
+                    )
+                    process = await asyncio.create_subprocess_shell(command, start_new_session=True)
+                found, _ = await Load(ours.address, 64, 100, spread_s=2.0).run(2.0, seconds, lambda: None)
+                seen.append(found)
+                if process:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    await process.wait()
         figures = "; ".join(
             f"{what}: p50 {percentile_ms(s.gaps, 50):.1f}, p99 {percentile_ms(s.gaps, 99):.1f}, "
             f"longest {max(s.gaps) * 1e3:.0f} ms"
             for what, s in zip(("alone", "with it"), seen, strict=True)
         )
-        print(f"{name} ({len(content) / 1e6:.1f} MB, {len(took)} times) among 64 streams, between tokens {figures}")
+        print(f"{name} ({len(content) / 1e6:.1f} MB, again and again) among 64 streams, between tokens {figures}")
 
 
 async def idle_delivery(seconds: float = 300.0) -> None:

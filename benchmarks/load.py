@@ -76,18 +76,26 @@ class Client(asyncio.Protocol):
             elif self.seen:
                 self.seen.gaps.append(now - self._last)
             self._last = now
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 200"):
+            self._fail(f"an answer failed: {data!r:.500}")
+            return
         self._tail = (self._tail + data)[-64:]
         if self._tail.endswith(b"0\r\n\r\n"):
             if b"[DONE]" not in self._tail:
-                raise SystemExit(f"an answer failed: {data!r:.500}")
+                self._fail(f"an answer failed: {data!r:.500}")
+                return
             if self.seen:
                 self.seen.totals.append(now - self._started)
             if not self._done.done():  # a request that the end of the load cancelled
                 self._done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if hasattr(self, "_done") and not self._done.done():
-            self._done.set_exception(ConnectionError("the server closed the connection"))
+        if hasattr(self, "_done"):
+            self._fail("the server closed the connection")
+
+    def _fail(self, why: str) -> None:
+        if not self._done.done():
+            self._done.set_exception(ConnectionError(why))
             self._done.exception()  # a stream that is cut on purpose has no reader
 
 

@@ -77,12 +77,13 @@ class Batcher(_Bench):
 
 
 class Holder(_Bench):
-    """One token, then nothing until the client leaves; writes down when it was told (CLOCK_MONOTONIC)."""
+    """A token each BENCH_DELAY_S, or one and then nothing; writes down when it was ended (CLOCK_MONOTONIC)."""
 
     async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[Any]:
         try:
             for index in range(request.stop_conditions.max_tokens):
                 yield token(index)
-                await asyncio.sleep(DELAY_S or 3600)
+                if index:  # what asks whether it is there wants two
+                    await asyncio.sleep(DELAY_S or 3600)
         finally:
             print(f"ended {context.id()} {time.monotonic():.6f}", flush=True)

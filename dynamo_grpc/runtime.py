@@ -223,7 +223,7 @@ class DistributedRuntime(AsyncClosing):
         async with contextlib.AsyncExitStack() as stack:
             if payload is not None:
                 await self._wait_healthy(served, payload)
-            registration = await self.registry.register(to_entries(served.instance, served.card))
+            registration = await self.registry.register(to_entries(served.instance, served.card), served.renew)
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)
             if served.card:

@@ -39,6 +39,7 @@ from dynamo_grpc.lane import Lane, Sender
 from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
+from dynamo_grpc.records import to_entries
 from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer, handler_in
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
 from dynamo_grpc.telemetry import headers, server_span
@@ -80,6 +81,12 @@ class Served:
     gives_dicts: bool = True
     refused_because: str = ""
     is_ready: bool = False
+
+    def renew(self) -> dict[str, bytes]:
+        """What is registered after the lease was lost: the same instance in a new epoch."""
+        self.instance.epoch += 1
+        self.instance.registered_at.GetCurrentTime()
+        return to_entries(self.instance, self.card)
 
     @property
     def name(self) -> str:

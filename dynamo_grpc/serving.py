@@ -63,7 +63,7 @@ async def register_server(
         health.add_reflection(server, [INFERENCE, CONTROL])
         await servicer.set("", health.NOT_SERVING)
         await server.start()
-        registration = await runtime.registry.register(to_entries(served.instance, loaded.card))
+        registration = await runtime.registry.register(to_entries(served.instance, loaded.card), served.renew)
         stack.callback(runtime.leave_serving)
         runtime.enter_serving()
         task = asyncio.current_task()

@@ -33,11 +33,24 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened since the last change; a snapshot replaces everything known of the prefix."""
+    """What happened since the last change; a snapshot replaces everything known of the prefix.
+
+    Attributes:
+        is_replaced: the snapshot is of another store than the changes before it: one that came back empty, or from an
+            old backup. What it lacks may only not have registered again yet.
+    """
 
     puts: tuple[Entry, ...] = ()
     deletes: tuple[str, ...] = ()
     is_snapshot: bool = False
+    is_replaced: bool = False
+
+
+#: Gives the values of a registration that has to be made again.
+Renew = Callable[[], Mapping[str, bytes]]
+
+#: How long entries are kept that a replaced store lacks: those that live register again within a lease's time to live.
+GRACE_S = 15.0
 
 
 class Registration(ABC):
@@ -63,10 +76,11 @@ class Registry(ABC):
     description: str = ""
 
     @abstractmethod
-    async def register(self, values: Mapping[str, bytes]) -> Registration:
+    async def register(self, values: Mapping[str, bytes], renew: Renew | None = None) -> Registration:
         """Put keys under a fresh lease and keep it alive; returns at once, the work goes on behind it.
 
-        When the lease is lost, the keys are put again under a new one.
+        Args:
+            renew: when the lease was lost, the keys are put again under a new one, with the values that this gives.
         """
 
     @abstractmethod
@@ -109,6 +123,8 @@ class View:
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
     _task: asyncio.Task[None] | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _unconfirmed: set[str] = field(default_factory=set)
+    _grace: asyncio.TimerHandle | None = None
 
     @classmethod
     def start(cls, registry: Registry, prefix: str) -> View:
@@ -128,13 +144,36 @@ class View:
             await asyncio.sleep(1.0)
 
     def _apply(self, change: Change) -> None:
-        if change.is_snapshot:
+        if change.is_replaced:
+            self._keep(set(self.entries) - {entry.key for entry in change.puts})
+        elif change.is_snapshot:
             self.entries.clear()
         for key in change.deletes:
             self.entries.pop(key, None)
         for entry in change.puts:
             self.entries[entry.key] = entry
+            self._unconfirmed.discard(entry.key)
         self._ready.set()
+        self._tell()
+
+    def _keep(self, missing: set[str]) -> None:
+        """Go on with entries that a replaced store lacks, for a while."""
+        if missing:
+            logger.warning("the registry's store was replaced: %d entries are kept for %.0f s", len(missing), GRACE_S)
+        self._unconfirmed = missing
+        if self._grace is not None:
+            self._grace.cancel()
+        self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._end_grace)
+
+    def _end_grace(self) -> None:
+        gone, self._unconfirmed = self._unconfirmed, set()
+        for key in gone:
+            self.entries.pop(key, None)
+        if gone:
+            logger.warning("%d entries did not come back after the registry's store was replaced", len(gone))
+            self._tell()
+
+    def _tell(self) -> None:
         for callback in tuple(self._callbacks):
             try:
                 callback()
@@ -162,6 +201,8 @@ class View:
 
     async def close(self) -> None:
         """Stop watching."""
+        if self._grace is not None:
+            self._grace.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

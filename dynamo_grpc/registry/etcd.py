@@ -18,7 +18,7 @@ import grpc
 from dynamo_grpc.errors import RegistryError
 from dynamo_grpc.registry import etcd_pb2 as pb
 from dynamo_grpc.registry import wire
-from dynamo_grpc.registry.base import Change, Entry, Registry
+from dynamo_grpc.registry.base import Change, Entry, Registry, Renew
 from dynamo_grpc.registry.etcd_lease import EtcdRegistration
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
 
@@ -55,15 +55,16 @@ class EtcdRegistry(Registry):
         self._token = ""
         self._auth_lock = asyncio.Lock()
 
-    async def register(self, values: Mapping[str, bytes]) -> EtcdRegistration:
-        return EtcdRegistration(self, values)
+    async def register(self, values: Mapping[str, bytes], renew: Renew | None = None) -> EtcdRegistration:
+        return EtcdRegistration(self, values, renew)
 
     async def watch(self, prefix: str) -> AsyncIterator[Change]:
         key = prefix.encode()
         backoff_s, is_told = 0.2, False
+        place = _Place()
         while True:
             try:
-                async with contextlib.aclosing(self._watch_once(key)) as changes:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._watch_once(key, place)) as changes:  # type: ignore[type-var]
                     async for change in changes:
                         if is_told:
                             logger.info("%s answers", self.description)
@@ -77,11 +78,13 @@ class EtcdRegistry(Registry):
             await asyncio.sleep(backoff_s * self.rng.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, 2.0)
 
-    async def _watch_once(self, key: bytes) -> AsyncIterator[Change]:
+    async def _watch_once(self, key: bytes, place: _Place) -> AsyncIterator[Change]:
         """One snapshot and the changes after it, until the stream breaks or can't go on."""
         end = wire.prefix_end(key)
         found = await self.call(wire.RANGE, pb.RangeRequest(key=key, range_end=end))
-        yield Change(puts=tuple(entry for kv in found.kvs if (entry := _entry(kv))), is_snapshot=True)
+        entries = tuple(entry for kv in found.kvs if (entry := _entry(kv)))
+        yield Change(puts=entries, is_snapshot=True, is_replaced=place.is_replaced_by(found.header))
+        place.move(found.header)
         call = wire.stream(self.channel(), wire.WATCH)(metadata=self.metadata() + wire.LEADER)
         try:
             create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=found.header.revision + 1)
@@ -95,6 +98,7 @@ class EtcdRegistry(Registry):
                     raise RegistryError(f"watch cancelled: {reason}")
                 if response.created and response.header.revision < found.header.revision:
                     raise RegistryError("the store was replaced by an older one")
+                place.move(response.header)
                 if response.events:
                     yield _change(response.events)
             raise RegistryError(f"watch ended: {await call.details()}")
@@ -157,6 +161,23 @@ class EtcdRegistry(Registry):
             request = pb.AuthenticateRequest(name=self.settings.username, password=self.settings.password)
             response = await wire.unary(self.channel(), wire.AUTHENTICATE)(request, timeout=_CALL_S)
             self._token = response.token
+
+
+class _Place:
+    """How far a watch has come, and in which store."""
+
+    def __init__(self) -> None:
+        self._cluster_id = self._revision = 0
+
+    def move(self, header: pb.ResponseHeader) -> None:
+        """Something was read there."""
+        self._cluster_id, self._revision = header.cluster_id, header.revision
+
+    def is_replaced_by(self, header: pb.ResponseHeader) -> bool:
+        """Whether what is read now is another store: its history is not the one that was watched."""
+        if not self._cluster_id:
+            return False
+        return header.cluster_id != self._cluster_id or header.revision < self._revision
 
 
 def _entry(kv: pb.KeyValue) -> Entry | None:

@@ -13,7 +13,7 @@ import grpc
 
 from dynamo_grpc.registry import etcd_pb2 as pb
 from dynamo_grpc.registry import wire
-from dynamo_grpc.registry.base import Registration
+from dynamo_grpc.registry.base import Registration, Renew
 
 if TYPE_CHECKING:
     from dynamo_grpc.registry.etcd import EtcdRegistry
@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 class EtcdRegistration(Registration):
     """Keys under a lease of their own, kept alive by a task; a lost lease is replaced by a new one."""
 
-    def __init__(self, registry: EtcdRegistry, values: Mapping[str, bytes]) -> None:
-        self._registry = registry
+    def __init__(self, registry: EtcdRegistry, values: Mapping[str, bytes], renew: Renew | None = None) -> None:
+        self._registry, self._renew = registry, renew
         self._values = dict(values)
+        self._was_registered = False
         self._registered = asyncio.Event()
         self._changed = asyncio.Event()
         self._lease_id = 0
@@ -91,7 +92,10 @@ class EtcdRegistration(Registration):
         granted = await self._registry.call(wire.LEASE_GRANT, pb.LeaseGrantRequest(TTL=self._registry.settings.ttl_s))
         self._lease_id = granted.ID
         expires = self._lease_ends = time.monotonic() + granted.TTL
+        if self._was_registered and self._renew is not None:
+            self._values = dict(self._renew())
         keys = await self._put_all(self._values, set())
+        self._was_registered = True
         self._registered.set()
         while True:
             with contextlib.suppress(TimeoutError):

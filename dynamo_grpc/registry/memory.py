@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
-from dynamo_grpc.registry.base import Change, Entry, Registration, Registry
+from dynamo_grpc.registry.base import Change, Entry, Registration, Registry, Renew
 
 
 class MemoryRegistry(Registry):
@@ -18,7 +18,7 @@ class MemoryRegistry(Registry):
         self._watchers: list[tuple[str, asyncio.Queue[Change]]] = []
         self._revision = 0
 
-    async def register(self, values: Mapping[str, bytes]) -> MemoryRegistration:
+    async def register(self, values: Mapping[str, bytes], renew: Renew | None = None) -> MemoryRegistration:
         return MemoryRegistration(self, values)
 
     async def watch(self, prefix: str) -> AsyncIterator[Change]:

@@ -18,7 +18,7 @@ import grpc
 from dynamo_grpc.connections import CHANNEL_OPTIONS
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.records import to_entries
-from dynamo_grpc.registry.base import Change, Entry, Registration, Registry
+from dynamo_grpc.registry.base import Change, Entry, Registration, Registry, Renew
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class StaticRegistry(Registry):
         elif spec.startswith("dns:") and not spec.rpartition(":")[2].isdigit():
             raise ConfigurationError(f"{spec!r} should be dns:NAME:PORT")
 
-    async def register(self, values: Mapping[str, bytes]) -> StaticRegistration:
+    async def register(self, values: Mapping[str, bytes], renew: Renew | None = None) -> StaticRegistration:
         return StaticRegistration()
 
     async def watch(self, prefix: str) -> AsyncIterator[Change]:

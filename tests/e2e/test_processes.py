@@ -25,7 +25,9 @@ def test_processes_share_a_port_and_one_that_dies_costs_only_its_own(cli: Callab
 
     def counted() -> int:
         text = httpx.get(f"{url}/metrics").text
-        return sum(int(float(n)) for n in re.findall(r"dynamo_frontend_requests_total{.*status=\"success\"} (\S+)", text))
+        return sum(
+            int(float(n)) for n in re.findall(r"dynamo_frontend_requests_total{.*status=\"success\"} (\S+)", text)
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(ask, range(40))) == {200}

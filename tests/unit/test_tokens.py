@@ -15,7 +15,10 @@ SPECIALS = ["<s>", "</s>", "<|user|>", "<|user|>x"]
 
 def trained(tokenizer: Tokenizer) -> Tokenizer:
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=300,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_special_tokens([AddedToken("<strip>", lstrip=True, rstrip=True, special=True)])
@@ -51,7 +54,9 @@ TOKENIZERS = {
     "metaspace always": metaspace("always"),
     "prepended": prepended(),
 }
-PIECES = st.sampled_from([*SPECIALS, "<strip>", " ", "  ", "\n", "fish", "WIDE", "the sea", " wide", "ß", "<", "|>", "x"])
+PIECES = st.sampled_from(
+    [*SPECIALS, "<strip>", " ", "  ", "\n", "fish", "WIDE", "the sea", " wide", "ß", "<", "|>", "x"]
+)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
