@@ -16,12 +16,13 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[str], *, keep: bool = False) -> None:
         self._stops, self._keep = tuple(stops), keep
+        self._starts = tuple({stop[0] for stop in stops})
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
         """Take text; gives what can be shown, and the stop string that ended it, if one did."""
-        if not self._stops:
-            return text, None
+        if not self._held and not any(start in text for start in self._starts):
+            return text, None  # no stop string begins here
         self._held += text
         # earliest place wins; of several there, the one that is complete first
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
