@@ -63,7 +63,8 @@ def relay() -> Relay:
     """One for a request that has begun."""
     record = Record(Metrics(), "id", "chat")
     message = inference_pb2.PreprocessedRequest(token_ids=[1, 2, 3])
-    made = Relay(MODEL, ChatRequest.model_validate(CHAT), message, None, record, RouterMode.RoundRobin, None)  # type: ignore[arg-type]
+    context: Any = None
+    made = Relay(MODEL, ChatRequest.model_validate(CHAT), message, context, record, RouterMode.RoundRobin, None)
     record.first_output(1)
     return made
 
@@ -79,7 +80,7 @@ def frames() -> list[bytes]:
     return made
 
 
-# -- parts: each does its work for STREAMS x TOKENS tokens ----------------------------------------------------------------
+# -- parts: each does its work for STREAMS x TOKENS tokens ------------------------------------------------------------
 
 
 def enforce() -> None:
