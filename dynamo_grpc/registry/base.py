@@ -74,6 +74,8 @@ class Registry(ABC):
 
     #: What it is and where, for messages.
     description: str = ""
+    #: Seconds since the epoch from when on it didn't answer; None while it does. What was known goes on serving.
+    unreachable_since: float | None = None
 
     @abstractmethod
     async def register(self, values: Mapping[str, bytes], renew: Renew | None = None) -> Registration:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -69,11 +70,13 @@ class EtcdRegistry(Registry):
                         if is_told:
                             logger.info("%s answers", self.description)
                         backoff_s, is_told = 0.2, False
+                        self.unreachable_since = None
                         yield change
             except (grpc.RpcError, RegistryError, TimeoutError) as error:
                 if not is_told:
                     logger.warning("%s: watch broke, trying again: %s", self.description, wire.describe(error))
                     is_told = True
+                self.unreachable_since = self.unreachable_since or time.time()
                 self.rotate(error)
             await asyncio.sleep(backoff_s * self.rng.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -237,15 +238,23 @@ class Frontend:
     async def _health(self) -> Response:
         ready = self.catalog.ready()
         instances = [live.instance for model in self.catalog.all() for live in model.instances.routable()]
+        registry = self.catalog.registry
+        since = registry.unreachable_since
         body = {
             "status": "healthy" if ready else "unhealthy",
+            "registry": {
+                "description": registry.description,
+                "unreachable_since": since and dt.datetime.fromtimestamp(since, dt.UTC).isoformat(timespec="seconds"),
+            },
             "models": [model.card.name for model in ready],
             "endpoints": sorted({f"dyn://{i.namespace}.{i.component}.{i.endpoint}" for i in instances}),
             "instances": [
                 {"instance_id": f"{i.instance_id:016x}", "address": i.address, "model": i.model} for i in instances
             ],
         }
-        if not ready:
+        if ready and since:
+            body["message"] = "serving what was known; the registry doesn't answer"
+        elif not ready:
             body["message"] = (
                 "no model has an instance that answers"
                 if self.catalog.is_connected
@@ -257,6 +266,7 @@ class Frontend:
         return {"status": "live"}
 
     async def _metrics(self) -> Response:
+        self.metrics.registry_up.set(self.catalog.registry.unreachable_since is None)
         return Response(self.metrics.text(), media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:

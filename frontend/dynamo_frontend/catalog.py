@@ -36,7 +36,7 @@ from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
 from dynamo_grpc.records import holding_cards, read_cards
-from dynamo_grpc.registry import View
+from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.routed import Router
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
@@ -109,6 +109,11 @@ class Catalog:
     def is_connected(self) -> bool:
         """Whether the registry has answered."""
         return self._instances.is_ready and self._cards.is_ready
+
+    @property
+    def registry(self) -> Registry:
+        """Where the models are found."""
+        return self._runtime.registry
 
     def ready(self) -> list[Model]:
         """The models that can be asked now, by name."""

@@ -40,6 +40,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livesum",
         )
+        self.registry_up = Gauge(
+            "dynamo_frontend_registry_up",
+            "1 while the registry answers, 0 while what was known goes on serving.",
+            registry=self.registry,
+            multiprocess_mode="livemin",
+        )
         self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
         self.ttft = histogram("time_to_first_token_seconds", "Seconds from a request's arrival to its first output.")
         self.output_tokens = Counter(

@@ -68,7 +68,7 @@ class Load:
     """Streamed chats, one after the other, in several threads."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._stop = url, threading.Event()
+        self.url, self._stop = url, threading.Event()
         self.num_done, self.failed = 0, []
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(4)]
         for thread in self._threads:
@@ -77,10 +77,14 @@ class Load:
     def _run(self) -> None:
         body = {**CHAT, "stream": True, "max_tokens": 20}
         while not self._stop.is_set():
-            response = httpx.post(f"{self._url}/v1/chat/completions", json=body, timeout=30)
+            response = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=30)
             if response.status_code != 200 or not response.text.endswith("data: [DONE]\n\n"):
                 self.failed.append(response.text[-300:])
             self.num_done += 1
+
+    def get(self, path: str) -> Any:
+        """A page of the frontend."""
+        return httpx.get(f"{self.url}{path}").json()
 
     def wait(self, seconds: float) -> None:
         """Go on for so long; at least some requests must end meanwhile."""
@@ -97,6 +101,12 @@ class Load:
 def stopped(etcd: Etcd, load: Load) -> None:
     etcd.process.send_signal(signal.SIGSTOP)
     load.wait(3 * TTL_S)
+    while load.get("/health")["registry"]["unreachable_since"] is None:
+        load.wait(1)  # until pings say so
+    health = load.get("/health")
+    assert health["status"] == "healthy"
+    assert "registry doesn't answer" in health["message"]
+    assert "dynamo_frontend_registry_up 0.0" in httpx.get(f"{load.url}/metrics").text
     etcd.process.send_signal(signal.SIGCONT)
 
 
@@ -145,5 +155,6 @@ def test_an_outage_of_etcd_is_not_ours(
     assert after.keys() == before.keys()
     assert {i["address"] for i in after.values()} == {i["address"] for i in before.values()}
     assert all(process._popen.poll() is None for process in (*workers, front))
-    health = httpx.get(f"{url}/health").json()
+    health = load.get("/health")
+    assert health["registry"]["unreachable_since"] is None
     assert {i["instance_id"] for i in health["instances"]} == {f"{int(i):016x}" for i in after}
