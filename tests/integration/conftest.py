@@ -1,27 +1,41 @@
-"""A frontend over both ways of writing, and a model to watch."""
+"""A frontend over both ways of writing, and a model to watch.
+
+Imports are inside: other tests here run where the frontend's packages are missing.
+"""
+
+from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-import dynamo_workers.tiny as tiny
 import pytest
-from dynamo_frontend.wire import WireProtocol
 
 from dynamo_grpc.testing import Mesh
 
 from ..conftest import eventually
-from .front import Front, Watched, front_of
+
+if TYPE_CHECKING:
+    from .front import Front, Watched
 
 
-@pytest.fixture(params=[WireProtocol, "httptools"], ids=["wire", "any ASGI server"])
+@pytest.fixture(params=["wire", "any ASGI server"])
 async def front(mesh: Mesh, request: pytest.FixtureRequest) -> AsyncIterator[Front]:
+    import dynamo_workers.tiny as tiny
+    from dynamo_frontend.wire import WireProtocol
+
+    from .front import front_of
+
     await mesh.serve_worker(tiny.Tiny())
-    async with front_of(mesh, request.param, instance_wait_s=1.0) as opened:
+    http = WireProtocol if request.param == "wire" else "httptools"
+    async with front_of(mesh, http, instance_wait_s=1.0) as opened:
         await eventually(opened.frontend.catalog.ready)
         yield opened
 
 
 @pytest.fixture
 async def watched(mesh: Mesh, front: Front) -> Watched:
+    from .front import Watched
+
     worker = Watched()
     await mesh.serve_worker(worker)
     await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
