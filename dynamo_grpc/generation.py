@@ -109,6 +109,7 @@ class Generation:
         choice = self._plain
         if (
             choice is None
+            or self.sequence == 0  # the first output says who answers
             or type(token_id) is not int
             or token_id in self._ending
             or choice.num_tokens + 1 == self._max_tokens

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ import grpc
 
 from dynamo_grpc.errors import HandlerEndedError, SlowReaderError
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
+
+logger = logging.getLogger(__name__)
 
 #: How long outputs that the call's end has counted may still be on their way.
 _LATE_S = 5.0
@@ -81,6 +84,8 @@ class Inbox:
 
     def put_by_lane(self, sequence: int, output: Any, num_bytes: int = _TOKEN_BYTES) -> bool:
         """Take an output of the delivery; gives whether the reader has to be woken."""
+        if not self._has_reader:
+            return False
         had_none = not self._ready
         self._num_by_lane += 1
         self._num_bytes += num_bytes
@@ -225,6 +230,8 @@ class LaneClient:
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     self.has_answered, backoff_s = True, _UNIMPLEMENTED_S
+            except Exception:  # without it, all outputs would come on their own calls for ever
+                logger.exception("a delivery broke, opening another one")
             finally:
                 self.name = ""
                 call.cancel()

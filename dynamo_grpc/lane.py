@@ -119,7 +119,7 @@ class Lane:
         while messages:
             size += messages[0].ByteSize()
             if size > FRAME_BYTES and frame.outputs:
-                return frame
+                break
             frame.outputs.append(messages.popleft())
         if rows := self._token_rows[:FRAME_TOKENS]:
             del self._token_rows[:FRAME_TOKENS]

@@ -121,9 +121,12 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
 _READERS = {InferenceServicer._generate.__code__, EndpointServicer._call.__code__}
 
 
-def handler_in(frame: FrameType) -> str | None:
-    """The name of the handler that is read in a frame, if one is."""
-    if frame.f_code not in _READERS:
+_OURS = {"dynamo_grpc.lane", "dynamo_grpc.generation", __name__}
+
+
+def handler_in(frame: FrameType, called: FrameType) -> str | None:
+    """The name of the handler that a frame reads, if it does now: what it calls may be our own work too."""
+    if frame.f_code not in _READERS or called.f_globals.get("__name__") in _OURS:
         return None
     served = frame.f_locals.get("served")
     return served.handler.name if served is not None else None

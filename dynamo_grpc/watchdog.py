@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +21,21 @@ BLOCKED_S = 0.1
 _PERIOD_S = 0.02
 
 
+class _Step(NamedTuple):
+    name: str
+    step: tuple[int, int, int]
+    place: str
+
+
 class Watchdog:
     """Watches the running loop from a thread of its own.
 
     Args:
         is_busy: whether requests run; nothing is watched else.
-        find: the handler's name, from a frame of the code that reads it; None for other frames.
+        find: the handler's name, from a frame of the code that reads it and the frame that it called; None for others.
     """
 
-    def __init__(self, is_busy: Callable[[], bool], find: Callable[[FrameType], str | None]) -> None:
+    def __init__(self, is_busy: Callable[[], bool], find: Callable[[FrameType, FrameType], str | None]) -> None:
         self._is_busy, self._find = is_busy, find
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -46,30 +53,36 @@ class Watchdog:
                 self._loop.call_soon_threadsafe(alive.set)
             except RuntimeError:  # the loop is closed
                 return
-            if not alive.wait(BLOCKED_S):
-                frame = sys._current_frames().get(self._loop_thread)
-                if frame is not None and not alive.is_set():
-                    self._tell(frame)
-                del frame
-                while not alive.wait(_PERIOD_S) and not self._stop.is_set():
-                    pass
+            if alive.wait(_PERIOD_S):
+                continue
+            before = self._running()
+            if before is not None and not alive.wait(BLOCKED_S):
+                now = self._running()
+                if now is not None and now.step == before.step and not alive.is_set():
+                    self._tell(now)
+            while not alive.wait(_PERIOD_S) and not self._stop.is_set():
+                pass
 
-    def _tell(self, innermost: FrameType) -> None:
-        name, frame = None, innermost
-        while name is None:
-            if (name := self._find(frame)) is None:
-                if frame.f_back is None:
-                    return  # no handler's step: a garbage collection, a task of the engine's own
-                frame = frame.f_back
-        if name not in self._told:
-            self._told.add(name)
+    def _running(self) -> _Step | None:
+        """The handler's step that the loop's thread is in; None in a queue of short ones, or elsewhere."""
+        frame = innermost = sys._current_frames().get(self._loop_thread)
+        child = None
+        while frame is not None:
+            if child is not None and (name := self._find(frame, child)) is not None:
+                place = f"{innermost.f_code.co_filename}:{innermost.f_lineno}" if innermost else ""
+                return _Step(name, (id(frame), frame.f_lasti, id(child)), place)
+            frame, child = frame.f_back, frame
+        return None
+
+    def _tell(self, running: _Step) -> None:
+        if running.name not in self._told:
+            self._told.add(running.name)
             logger.warning(
-                "handler %s blocks the event loop for over %.0f ms at %s:%d: no other request of this worker goes on "
+                "handler %s blocks the event loop for over %.0f ms at %s: no other request of this worker goes on "
                 "meanwhile; await there, or use asyncio.to_thread",
-                name,
+                running.name,
                 BLOCKED_S * 1e3,
-                innermost.f_code.co_filename,
-                innermost.f_lineno,
+                running.place,
             )
 
     def close(self) -> None:

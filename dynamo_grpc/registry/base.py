@@ -149,9 +149,11 @@ class View:
         if change.is_replaced:
             self._keep(set(self.entries) - {entry.key for entry in change.puts})
         elif change.is_snapshot:
-            self.entries.clear()
+            for key in self.entries.keys() - self._unconfirmed:
+                del self.entries[key]
         for key in change.deletes:
             self.entries.pop(key, None)
+            self._unconfirmed.discard(key)
         for entry in change.puts:
             self.entries[entry.key] = entry
             self._unconfirmed.discard(entry.key)
@@ -162,7 +164,7 @@ class View:
         """Go on with entries that a replaced store lacks, for a while."""
         if missing:
             logger.warning("the registry's store was replaced: %d entries are kept for %.0f s", len(missing), GRACE_S)
-        self._unconfirmed = missing
+        self._unconfirmed |= missing
         if self._grace is not None:
             self._grace.cancel()
         self._grace = asyncio.get_running_loop().call_later(GRACE_S, self._end_grace)

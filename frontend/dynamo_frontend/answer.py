@@ -175,6 +175,7 @@ class Answer(Response):
             lost()
         else:
             wire.on_lost = lost
+            wire.watch_client()
         watch = _Watch(writer, wire, stalled) if self._is_stream else None
         try:
             await self._run(writer)

@@ -143,6 +143,8 @@ def _run_processes(options: dict[str, Any], registry: str) -> None:
     def ready(port: int) -> str:
         return f"frontend ready at http://{host}:{port} ({registry}, {count} processes)"
 
+    if options["http_port"]:
+        _listen(host, options["http_port"]).close()  # whoever else shares its port with us would share our clients
     asyncio.run(processes.run(count, args, listen, options["shutdown_timeout_s"] + 5.0, ready))
 
 

@@ -89,9 +89,9 @@ class Relay:
                     return goes_on and not (self._stops and self._is_finished)
 
                 while not await stream.read(sink):
-                    await rest()
                     if self._stops and self._is_finished:
-                        return  # a stop string ended it before the worker did: leaving tells it so
+                        break  # a stop string ended it before the worker did: leaving tells it so
+                    await rest()
         finally:
             self._settle()
         if not self._is_finished:

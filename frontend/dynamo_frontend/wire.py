@@ -33,6 +33,8 @@ class Wire(asyncio.Transport):
     Attributes:
         is_full: the client doesn't take what was written; a stream should wait until it does.
         on_lost: called when the connection is gone, if somebody cares.
+        watch_client: to be called when the body was read: a large one stops the reading, and with it the sight of a
+            client that goes.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,6 +43,7 @@ class Wire(asyncio.Transport):
         self._pieces: list[bytes] = []
         self.is_full = False
         self.on_lost: Callable[[], None] | None = None
+        self.watch_client: Callable[[], None] = lambda: None
 
     def write(self, data: Any) -> None:
         if not self._pieces:
@@ -92,7 +95,12 @@ class WireProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._wire = Wire(transport, self.loop)
+        self._wire.watch_client = self._watch_client
         super().connection_made(self._wire)
+
+    def _watch_client(self) -> None:
+        if not self.pipeline:  # requests that wait behind this one keep the reading stopped
+            self.flow.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

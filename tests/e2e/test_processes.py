@@ -39,6 +39,10 @@ def test_processes_share_a_port_and_one_that_dies_costs_only_its_own(cli: Callab
     front.wait_for("SIGKILL.*starting it again")
     assert counted() == 80
     assert len(children(front.pid)) == COUNT
+    port = url.rpartition(":")[2]
+    other = cli("frontend", "--http-port", port, "--processes", "2", "--static", address)
+    other.wait_for(f"can't listen on .*:{port}")
+    assert other.wait() != 0
     front.signal(signal.SIGTERM)
     assert front.wait() == 0
     assert children(front.pid) == []

@@ -175,6 +175,16 @@ async def test_frames_are_bounded_and_first_outputs_go_first() -> None:
     assert [output.id for output in lane.next_frame().outputs] == [2, 1, 1, 1, 1, 1]
 
 
+async def test_single_tokens_do_not_wait_for_messages() -> None:
+    lane = Lane()
+    for number in range(100):
+        lane.put(1, endpoint_pb2.CallResponse(data=b"x" * 1000))
+        lane.put_token(2, number, 7)
+    frame = lane.next_frame()
+    assert 0 < len(frame.outputs) < 100
+    assert len(frame.tokens.ids) == 100
+
+
 async def test_single_tokens_travel_as_rows() -> None:
     lane = Lane()
     for number in range(FRAME_TOKENS + 1):

@@ -286,6 +286,25 @@ async def test_a_client_that_goes_ends_the_handler(front: Front, watched: Watche
     assert 'dynamo_frontend_inflight_requests{endpoint="chat_completions",model="watched"} 0.0' in metrics
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_client_that_goes_after_a_large_body_ends_the_handler(
+    front: Front, watched: Watched, stream: bool
+) -> None:
+    watched.is_silent = True
+    text = "the sea " * 100  # the tiny context is small: the size comes from a field that nobody knows
+    message = {"role": "user", "content": text}
+    body = json.dumps({"model": "watched", "messages": [message], "stream": stream, "extra": "x" * 200_000}).encode()
+    host, port = front.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode())
+    await asyncio.sleep(0.1)  # the body comes when the request waits for it
+    writer.write(body)
+    await asyncio.wait_for(watched.started.wait(), 5)
+    writer.transport.abort()
+    await asyncio.wait_for(watched.ended.wait(), 5)
+
+
 async def test_the_openai_client_can_stop_reading(front: Front, watched: Watched) -> None:
     stream = await front.openai.chat.completions.create(**{**CHAT, "model": "watched"}, stream=True)
     async for _ in stream:

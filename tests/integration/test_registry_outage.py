@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynamo_grpc.registry import View, base
+from dynamo_grpc.registry import Change, Entry, View, base
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 from dynamo_grpc.registry.etcd import EtcdRegistry
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
@@ -38,6 +38,21 @@ async def test_a_store_that_comes_back_empty_hides_nobody(monkeypatch: pytest.Mo
             await registration.close()
             await eventually(lambda: not view.entries)
         await view.close()
+
+
+async def test_the_grace_outlives_another_break() -> None:
+    view = View()
+    a, b = Entry("a", b"", 1), Entry("b", b"", 1)
+    view._apply(Change(puts=(a, b), is_snapshot=True))
+    view._apply(Change(is_snapshot=True, is_replaced=True))
+    view._apply(Change(is_snapshot=True))
+    assert view.entries.keys() == {"a", "b"}
+    view._apply(Change(puts=(a,), is_snapshot=True))
+    view._apply(Change(deletes=("b",)))
+    assert view.entries.keys() == {"a"}
+    view._end_grace()
+    assert view.entries.keys() == {"a"}
+    await view.close()
 
 
 async def test_a_key_that_leaves_a_replaced_store_is_not_kept() -> None:
