@@ -29,13 +29,21 @@ _TOKEN_BYTES = 40
 #: A worker that has no Deliver is asked again after this long.
 _UNIMPLEMENTED_S = 60.0
 
-
 #: Takes outputs; returns whether it takes more.
 Sink = Callable[[list[Any]], bool]
 
 
 def _stop(outputs: list[Any]) -> bool:
     return False
+
+
+def delivered_message(
+    output: inference_pb2.DeliveredOutput,
+) -> inference_pb2.GenerateResponse | endpoint_pb2.CallResponse:
+    """The message in a frame's output."""
+    if output.HasField("response"):
+        return output.response
+    return endpoint_pb2.CallResponse.FromString(output.call_response)
 
 
 class Inbox:
@@ -73,7 +81,7 @@ class Inbox:
             return
         self._num_own_bytes += message.ByteSize()
         sequence = message.sequence
-        if sequence == 0 and self._expected and not self._is_numbered:
+        if sequence == 0 and self._expected and not (self._is_numbered or self._num_by_lane):
             # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
             self._expected += 1
             self._ready.append(message)
@@ -243,11 +251,7 @@ class LaneClient:
         woken: list[Inbox] = []  # at the end, so that each reader gets all of the frame at once
         for output in frame.outputs:
             if inbox := inboxes.get(output.id):
-                message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse
-                if output.HasField("response"):
-                    message = output.response
-                else:
-                    message = endpoint_pb2.CallResponse.FromString(output.call_response)
+                message = delivered_message(output)
                 if inbox.put_by_lane(message.sequence, message, output.ByteSize()):
                     woken.append(inbox)
         tokens = frame.tokens

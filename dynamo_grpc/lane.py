@@ -15,6 +15,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from dynamo_grpc.inbox import delivered_message
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 #: A frame takes so many bytes of messages and so many single tokens: small, so that a first output waits for little.
@@ -76,20 +77,15 @@ class Lane:
         """Whether something waits for a frame."""
         return bool(self._token_rows or self._messages or self._first)
 
-    def take_back(self, delivery_id: int) -> list[Message]:
+    def take_back(self, delivery_id: int) -> list[inference_pb2.GenerateResponse | endpoint_pb2.CallResponse]:
         """Outputs of a request that no frame has taken, after the lane has closed; in order."""
-        messages: list[tuple[int, Message]] = []
-        for output in (*self._first, *self._messages):
-            if output.id == delivery_id:
-                message = _message_of(output)
-                messages.append((message.sequence, message))
-        for row_id, sequence, token_id in self._token_rows:
-            if row_id == delivery_id:
-                messages.append((sequence, token_response(sequence, token_id)))
+        outputs = (*self._first, *self._messages)
+        messages = [delivered_message(output) for output in outputs if output.id == delivery_id]
+        messages += [token_response(row[1], row[2]) for row in self._token_rows if row[0] == delivery_id]
         self._first = [output for output in self._first if output.id != delivery_id]
         self._messages = collections.deque(output for output in self._messages if output.id != delivery_id)
         self._token_rows = [row for row in self._token_rows if row[0] != delivery_id]
-        return [message for _, message in sorted(messages, key=lambda pair: pair[0])]
+        return sorted(messages, key=lambda message: message.sequence)
 
     def finish(self) -> None:
         """Send what is there, then end the Deliver call."""
@@ -129,12 +125,6 @@ class Lane:
             tokens.sequences.extend(sequences)
             tokens.token_ids.extend(token_ids)
         return frame
-
-
-def _message_of(output: inference_pb2.DeliveredOutput) -> inference_pb2.GenerateResponse | endpoint_pb2.CallResponse:
-    if output.WhichOneof("output") == "response":
-        return output.response
-    return endpoint_pb2.CallResponse.FromString(output.call_response)
 
 
 def token_response(sequence: int, token_id: int) -> inference_pb2.GenerateResponse:

@@ -34,9 +34,8 @@ async def front(mesh: Mesh, request: pytest.FixtureRequest) -> AsyncIterator[Fro
 
 @pytest.fixture
 async def watched(mesh: Mesh, front: Front) -> Watched:
-    from .front import Watched
+    from .front import Watched, serve_beside
 
     worker = Watched()
-    await mesh.serve_worker(worker)
-    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    await serve_beside(mesh, front, worker)
     return worker

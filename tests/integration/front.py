@@ -83,3 +83,9 @@ class Watched(Worker):
                 await asyncio.sleep(0.01)
         finally:
             self.ended.set()
+
+
+async def serve_beside(mesh: Mesh, front: Front, worker: Worker) -> None:
+    """Serve a second model, and return when the frontend knows it."""
+    await mesh.serve_worker(worker)
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dynamo_grpc import Context, SlowReaderError
+from dynamo_grpc.inbox import Inbox
 from dynamo_grpc.lane import FRAME_BYTES, FRAME_TOKENS, Lane
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
@@ -173,6 +174,16 @@ async def test_frames_are_bounded_and_first_outputs_go_first() -> None:
         lane.put(1, inference_pb2.GenerateResponse(sequence=number))
     lane.put(2, inference_pb2.GenerateResponse(), is_first=True)
     assert [output.id for output in lane.next_frame().outputs] == [2, 1, 1, 1, 1, 1]
+
+
+async def test_an_output_that_comes_by_both_ways_counts_once() -> None:
+    inbox = Inbox()
+    inbox.put_by_lane(0, inference_pb2.GenerateResponse())
+    inbox.put(inference_pb2.GenerateResponse(sequence=0))
+    inbox.put(inference_pb2.GenerateResponse(sequence=1))
+    read: list[Any] = []
+    await inbox.read(lambda outputs: bool(read.extend(outputs)))
+    assert [output.sequence for output in read] == [0, 1]
 
 
 async def test_single_tokens_do_not_wait_for_messages() -> None:

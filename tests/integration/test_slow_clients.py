@@ -14,8 +14,7 @@ from dynamo_grpc import Context, Worker
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
 
-from ..conftest import eventually
-from .front import CHAT, FOLDER, Front, Watched
+from .front import CHAT, FOLDER, Front, Watched, serve_beside
 
 #: More than a kernel takes for a client that doesn't read.
 _MANY = 60_000
@@ -44,8 +43,7 @@ class Talker(Worker):
 @pytest.fixture
 async def talker(mesh: Mesh, front: Front) -> Talker:
     worker = Talker()
-    await mesh.serve_worker(worker)
-    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    await serve_beside(mesh, front, worker)
     return worker
 
 
