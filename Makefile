@@ -54,7 +54,7 @@ proto-release: .tools/dev-stamp ## accept the protos as they are as the base tha
 	.tools/node_modules/.bin/buf build --exclude-source-info -o protos/baseline.binpb
 
 # What test-full uses; a missing toolchain is told and left to the tests (skipped here, failed in CI).
-.tools/dev-stamp: tools/install_tools.sh
+.tools/dev-stamp: tools/install_tools.sh tools/etcd/go.sum tools/etcd/main.go
 	@bash tools/install_tools.sh .tools
 	@touch $@
 

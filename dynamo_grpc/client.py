@@ -21,11 +21,11 @@ from dynamo_grpc.errors import (
     RegistryError,
     names,
 )
-from dynamo_grpc.instances import InstanceSet
+from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.messages import from_dict, from_value, to_value
 from dynamo_grpc.names import INSTANCES, EndpointName, nearest
-from dynamo_grpc.records import read_instances
-from dynamo_grpc.registry.base import Registry, View
+from dynamo_grpc.records import decode_instance, read_instances
+from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.routed import RoutedStream, Router
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
@@ -137,7 +137,7 @@ class Client:
         self._registry = registry
         self._mode = router_mode
         self._is_closed = False
-        self._view = View.start(registry, name.instances_prefix)
+        self._view = View.start(registry, name.instances_prefix, decode_instance, ask_whether_it_serves(connections))
         self._instances = InstanceSet(self._view, connections)
         self._router = Router(self._instances, delivery, f"endpoint {name}")
 
@@ -169,9 +169,10 @@ class Client:
     async def _what_there_is(self) -> str:
         try:
             entries = await self._registry.list(INSTANCES, timeout_s=2.0)
-        except (TimeoutError, OSError):
-            return f"{self._registry.description} does not answer"
-        known = sorted({f"{i.namespace}.{i.component}.{i.endpoint}" for i in read_instances(entries)})
+        except RegistryError as error:
+            return error.message
+        found = [record.instance for record in read_instances(entries)]
+        known = sorted({f"{i.namespace}.{i.component}.{i.endpoint}" for i in found})
         hint = nearest(str(self.name), known)
         return f"{self._registry.description} lists {names(known)}" + (
             f" (did you mean {hint!r}?)" if hint and hint != str(self.name) else ""
@@ -218,7 +219,9 @@ class Client:
             async with asyncio.timeout(_REGISTRY_S):
                 await self._view.wait_ready()
         except TimeoutError:
-            raise RegistryError(f"{self._registry.description} does not answer") from None
+            problem = self._registry.problem
+            text = f"{self._registry.description} does not answer" + (f": {problem}" if problem else "")
+            raise RegistryError(text, retry_after_s=1.0) from None
         listed = self._instances.all()
         if not listed:
             raise NoInstancesError(

@@ -39,14 +39,28 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         self._server = server
 
     async def Describe(self, request: control_pb2.DescribeRequest, context: Any) -> control_pb2.DescribeResponse:  # type: ignore[override]
-        served = list(self._server.served.values())
-        return control_pb2.DescribeResponse(
+        server = self._server
+        served, state = list(server.served.values()), server.lifecycle.state
+        if server.is_leaving and state is State.READY:
+            state = State.DRAINING
+        response = control_pb2.DescribeResponse(
             instances=[s.instance for s in served],
             cards=[s.card for s in served if s.card],
-            state=self._server.lifecycle.state.value,
-            num_requests=len(self._server.requests),
+            state=(
+                State.DRAINING
+                if server.is_leaving and server.lifecycle.state is State.READY
+                else server.lifecycle.state
+            ).value,
+            num_requests=len(server.requests),
             reason=next((s.refused_because for s in served if s.refused_because), ""),
         )
+        response.measured_at.GetCurrentTime()
+        if (registry := server.registry) is not None:
+            response.registry.description = registry.description
+            response.registry.problem = registry.problem
+            if registry.unreachable_since is not None:
+                response.registry.unreachable_since.FromMilliseconds(int(registry.unreachable_since * 1000))
+        return response
 
     async def GetFile(self, request: control_pb2.GetFileRequest, context: Any) -> None:  # type: ignore[override]
         path = next((s.files[request.sha256] for s in self._server.served.values() if request.sha256 in s.files), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -12,6 +13,8 @@ from dynamo_grpc.registry.etcd import EtcdRegistry
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
 from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.registry.static import StaticRegistry
+
+logger = logging.getLogger(__name__)
 
 _BACKENDS = ("etcd", "static", "memory")
 _REPLACED = {
@@ -50,6 +53,8 @@ def open_registry(backend: str = "", env: Mapping[str, str] = os.environ) -> Reg
         case "etcd":
             settings = EtcdSettings.from_env(env)
             settings.credentials()  # what is wrong with them is told now, not by a task that dies later
+            if settings.password and not settings.is_encrypted:
+                logger.warning("ETCD_AUTH_PASSWORD travels unencrypted: use https:// in ETCD_ENDPOINTS")
             return EtcdRegistry(settings)
         case "memory" | "mem":
             return MemoryRegistry()

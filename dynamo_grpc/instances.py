@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
+
+import grpc
 
 from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection, Connections
-from dynamo_grpc.records import read_instances
-from dynamo_grpc.registry.base import View
-from dynamo_grpc.v1 import model_card_pb2
+from dynamo_grpc.records import InstanceRecord
+from dynamo_grpc.registry.view import View
+from dynamo_grpc.v1 import control_pb2, model_card_pb2
+
+_ANSWER_S = 2.0
+_MAX_ASKED = 64
+
+
+def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord], Awaitable[bool]]:
+    """How instances are asked that the registry lost: whether they say themselves that they are ready.
+
+    One that is frozen, gone, draining or replaced by another process doesn't say so.
+    """
+    limit = asyncio.Semaphore(_MAX_ASKED)
+
+    async def ask(record: InstanceRecord) -> bool:
+        wanted = record.instance
+        connection = connections.acquire(wanted.address)
+        try:
+            async with limit:
+                answer = await connection.control.Describe(control_pb2.DescribeRequest(), timeout=_ANSWER_S)
+        except grpc.aio.AioRpcError:
+            return False
+        finally:
+            connections.release(connection)
+        return answer.state == control_pb2.WORKER_STATE_READY and any(
+            (i.instance_id, i.namespace, i.component, i.endpoint)
+            == (wanted.instance_id, wanted.namespace, wanted.component, wanted.endpoint)
+            for i in answer.instances
+        )
+
+    return ask
 
 
 @dataclass(slots=True)
 class Live:
     """An instance and the connection to it."""
 
+    key: str
     instance: model_card_pb2.Instance
     connection: Connection
 
@@ -29,52 +62,78 @@ class InstanceSet:
     """A live set of instances.
 
     Args:
-        view: of registry entries; not owned.
-        accepts: which instances belong to the set; asked again whenever the view changes.
+        view: of instances; not owned.
+        accepts: which instances belong to the set.
     """
 
     def __init__(
-        self, view: View, connections: Connections, accepts: Callable[[model_card_pb2.Instance], bool] = lambda _: True
+        self,
+        view: View[InstanceRecord],
+        connections: Connections,
+        accepts: Callable[[model_card_pb2.Instance], bool] = lambda _: True,
     ) -> None:
         self._view, self._connections, self._accepts = view, connections, accepts
-        self._live: dict[int, Live] = {}
-        self._gone: set[int] = set()
+        self._live: dict[str, Live] = {}
+        self._sorted: list[Live] | None = []
+        self._gone: set[str] = set()
         self._changes = Changes()
-        view.subscribe(self.refresh)
+        view.subscribe(self._refresh)
         connections.subscribe(self._changes.tell)
 
-    def refresh(self) -> None:
-        """Compare with the view, by id and by value."""
-        found = {i.instance_id: i for i in read_instances(self._view.entries.values()) if self._accepts(i)}
-        self._gone &= found.keys()
-        for gone in self._live.keys() - found.keys():
-            self._connections.release(self._live.pop(gone).connection)
-        for instance_id, instance in found.items():
-            live = self._live.get(instance_id)
-            if live is not None and live.instance.address == instance.address:
-                live.instance = instance
-                continue
-            self._live[instance_id] = Live(instance, self._connections.acquire(instance.address))
-            if live is not None:
-                self._connections.release(live.connection)
+    def _refresh(self, changed: Set[str]) -> None:
+        """Take over what changed in the view."""
+        has_changed = False
+        for key in changed:
+            record = self._view.records.get(key)
+            has_changed |= self._put(record) if record and self._accepts(record.instance) else self._drop(key)
+        if has_changed:
+            self._sorted = None
         self._changes.tell()
+
+    def _put(self, record: InstanceRecord) -> bool:
+        self._gone.discard(record.key)
+        live = self._live.get(record.key)
+        if live is not None and live.instance.address == record.instance.address:
+            live.instance = record.instance
+            return False
+        connection = self._connections.acquire(record.instance.address)
+        self._drop(record.key)
+        self._live[record.key] = Live(record.key, record.instance, connection)
+        return True
+
+    def _drop(self, key: str) -> bool:
+        live = self._live.pop(key, None)
+        self._gone.discard(key)
+        if live is not None:
+            self._connections.release(live.connection)
+        return live is not None
 
     def all(self) -> list[Live]:
         """All that the registry lists, in order of their ids."""
-        return sorted(self._live.values(), key=lambda live: live.instance_id)
+        if self._sorted is None:
+            self._sorted = sorted(self._live.values(), key=lambda live: live.instance_id)
+        return self._sorted
 
     def routable(self, excluded: frozenset[int] = frozenset()) -> list[Live]:
         """Those that can be called now, without the excluded ones."""
-        hidden = excluded | self._gone
-        return [live for live in self.all() if live.connection.is_up and live.instance_id not in hidden]
+        gone = self._gone
+        return [
+            live
+            for live in self.all()
+            if live.connection.is_up and live.instance_id not in excluded and live.key not in gone
+        ]
 
     def mark_gone(self, instance_id: int) -> None:
-        """Another process answers at its address: leave it out until the registry forgets it."""
-        self._gone.add(instance_id)
+        """Another process answers at its address: leave it out until it registers again."""
+        self._gone |= {live.key for live in self.all() if live.instance_id == instance_id}
 
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""
-        return self._live.get(instance_id)
+        return next((live for live in self.all() if live.instance_id == instance_id), None)
+
+    def is_listed(self, live: Live) -> bool:
+        """Whether the registry lists it; else it is kept because it says itself that it serves."""
+        return live.key not in self._view.doubted
 
     async def wait_changed(self) -> None:
         """Return at the next change."""
@@ -82,9 +141,9 @@ class InstanceSet:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._view.unsubscribe(self.refresh)
+        self._view.unsubscribe(self._refresh)
         self._connections.unsubscribe(self._changes.tell)
-        for live in self._live.values():
-            self._connections.release(live.connection)
-        self._live.clear()
+        for key in list(self._live):
+            self._drop(key)
+        self._sorted = None
         self._changes.tell()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from dynamo_grpc.errors import InvalidNameError
 
-ROOT = "/dynamo_grpc/v1/"
+FAMILY = "/dynamo_grpc/"
+ROOT = FAMILY + "v1/"
 INSTANCES = ROOT + "instances/"
 MODELS = ROOT + "models/"
 
@@ -23,6 +24,14 @@ def check_part(kind: str, part: str) -> str:
             f"{part!r} is no {kind} name: use 1 to 63 letters, digits, '-' and '_', beginning with a letter or digit"
         )
     return part
+
+
+def check_address(address: str) -> str:
+    """Return `address`, or raise ValueError if it is no HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} should be HOST:PORT")
+    return address
 
 
 @dataclass(frozen=True, slots=True)

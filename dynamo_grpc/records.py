@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from dynamo_grpc.names import INSTANCES, MODELS, EndpointName
+from dynamo_grpc.names import EndpointName, check_address
 from dynamo_grpc.registry.base import Entry
 from dynamo_grpc.v1 import model_card_pb2
 
 logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Message)
+_R = TypeVar("_R")
 
 
 def to_json(message: Message) -> bytes:
@@ -33,57 +34,90 @@ def to_entries(instance: model_card_pb2.Instance, card: model_card_pb2.ModelCard
     return entries
 
 
-def from_json(entry: Entry, message: _M) -> _M | None:
-    """Read a record; None (and a line in the log) if it is none, so that one bad entry hides no others."""
+def from_json(entry: Entry, message: _M) -> _M:
+    """Read a record. Fields that are not known yet are left out.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         return json_format.Parse(entry.value, message, ignore_unknown_fields=True)
     except (ValueError, RecursionError, json_format.ParseError) as error:
-        logger.warning("registry entry %s is no %s: %s", entry.key, message.DESCRIPTOR.name, error)
-        return None
+        raise ValueError(f"it is no {message.DESCRIPTOR.name}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
-class CardRecord:
-    """A model card as one instance registered it."""
+class InstanceRecord:
+    """An instance as it stands in the registry."""
 
     key: str
     created: int
-    card: model_card_pb2.ModelCard
+    instance: model_card_pb2.Instance
 
 
-def read_cards(entries: Iterable[Entry]) -> list[CardRecord]:
-    """The model cards among registry entries, oldest first."""
-    records = [
-        CardRecord(entry.key, entry.created, card)
-        for entry in entries
-        if entry.key.startswith(MODELS) and (card := from_json(entry, model_card_pb2.ModelCard()))
-    ]
-    return sorted(records, key=lambda record: (record.created, record.key))
+def parse_instance(entry: Entry) -> InstanceRecord:
+    """The instance in a registry entry.
+
+    Raises:
+        ValueError: it holds none that could be called; says why.
+    """
+    instance = from_json(entry, model_card_pb2.Instance())
+    name = EndpointName(instance.namespace, instance.component, instance.endpoint)
+    if (expected := name.instance_key(instance.instance_id)) != entry.key:
+        raise ValueError(f"its value belongs to the key {expected}")
+    check_address(instance.address)
+    return InstanceRecord(entry.key, entry.created, instance)
 
 
-def read_instances(entries: Iterable[Entry]) -> list[model_card_pb2.Instance]:
+def parse_card(entry: Entry) -> model_card_pb2.ModelCard:
+    """The model card in a registry entry.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    return from_json(entry, model_card_pb2.ModelCard())
+
+
+def decode_instance(entry: Entry) -> InstanceRecord | None:
+    """The instance in a registry entry; None (and a line in the log) if it holds none, so that it hides no others."""
+    return _decode(entry, parse_instance)
+
+
+def decode_card(entry: Entry) -> model_card_pb2.ModelCard | None:
+    """The model card in a registry entry; None (and a line in the log) if it holds none."""
+    return _decode(entry, parse_card)
+
+
+def _decode(entry: Entry, parse: Callable[[Entry], _R]) -> _R | None:
+    try:
+        return parse(entry)
+    except ValueError as error:  # InvalidNameError is one
+        logger.warning("registry entry %s is left out: %s", entry.key, error)
+        return None
+
+
+def read_instances(entries: Iterable[Entry]) -> list[InstanceRecord]:
     """The instances among registry entries, in order of their keys."""
-    return [
-        instance
-        for entry in sorted(entries, key=lambda entry: entry.key)
-        if entry.key.startswith(INSTANCES) and (instance := from_json(entry, model_card_pb2.Instance()))
-    ]
+    return [record for entry in sorted(entries, key=lambda e: e.key) if (record := decode_instance(entry))]
 
 
-def holding_cards(records: Iterable[CardRecord]) -> dict[str, CardRecord]:
-    """Which card holds for each model name: the first that was registered."""
-    held: dict[str, CardRecord] = {}
-    for record in sorted(records, key=lambda record: (record.created, record.key)):
-        held.setdefault(record.card.name, record)
+def holding(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:
+    """Who decides which card holds for each model name: the instance that was registered first."""
+    held: dict[str, InstanceRecord] = {}
+    for record in records:
+        if name := record.instance.model:
+            first = held.get(name)
+            if first is None or (record.created, record.key) < (first.created, first.key):
+                held[name] = record
     return held
 
 
-def refusal(instance: model_card_pb2.Instance, held: Mapping[str, CardRecord]) -> str:
+def refusal(instance: model_card_pb2.Instance, held: Mapping[str, InstanceRecord]) -> str:
     """Why an instance gets no traffic, in a sentence; empty when it may have some."""
     holder = held.get(instance.model) if instance.model else None
-    if holder is None or holder.card.checksum == instance.card_checksum:
+    if holder is None or holder.instance.card_checksum == instance.card_checksum:
         return ""
     return (
-        f"model {instance.model!r} is served with card {holder.card.checksum}, this worker has card "
+        f"model {instance.model!r} is served with card {holder.instance.card_checksum}, this worker has card "
         f"{instance.card_checksum}: give all workers of a model the same files and settings, or another model name"
     )

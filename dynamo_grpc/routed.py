@@ -155,7 +155,8 @@ class Router:
                 if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
                     raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.instances.wait_changed(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self.instances.wait_changed()
 
     def generate(
         self,

@@ -24,9 +24,9 @@ from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.messages import to_dict
-from dynamo_grpc.names import MODELS, EndpointName, check_part
-from dynamo_grpc.records import holding_cards, read_cards, refusal, to_entries
-from dynamo_grpc.registry.base import Registration, Registry, View
+from dynamo_grpc.names import INSTANCES, EndpointName, check_part
+from dynamo_grpc.records import InstanceRecord, decode_instance, holding, refusal, to_entries
+from dynamo_grpc.registry import Registration, Registry, View
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import with_defaults
@@ -106,12 +106,14 @@ class DistributedRuntime(AsyncClosing):
         """The registry; made on first use."""
         if self._registry is None:
             self._registry = open_registry(self._backend)
+        self.server.registry = self._registry
         return self._registry
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
         """Begin to end: endpoints leave the registry, finish what runs, and `serve_endpoint` returns."""
+        self.server.is_leaving = True
         self._shutdown.set()
 
     @property
@@ -146,6 +148,11 @@ class DistributedRuntime(AsyncClosing):
         async with self._start_lock:
             if not self.server.is_started:
                 await self.server.start()
+
+    async def orphan(self) -> None:
+        """Do nothing for what is registered any more, as if the process were gone."""
+        for registration in self._registrations:
+            await registration.orphan()
 
     async def aclose(self) -> None:
         """Close everything. Requests that run are cancelled."""
@@ -227,15 +234,15 @@ class DistributedRuntime(AsyncClosing):
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)
             if served.card:
-                cards = View.start(self.registry, MODELS)
-                stack.push_async_callback(cards.close)
+                instances = View.start(self.registry, INSTANCES, decode_instance)
+                stack.push_async_callback(instances.close)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                cards.subscribe(lambda: self._check_cards(served, cards, tasks))
+                instances.subscribe(lambda _: self._check_card(served, instances, tasks))
             if await self.or_shutdown(registration.wait_registered()):
                 served.is_ready = True
                 self.server.lifecycle.move(State.READY)
                 if served.card:
-                    await self.or_shutdown(cards.wait_ready())  # whose card holds is known from here on
+                    await self.or_shutdown(instances.wait_ready())  # whose card holds is known from here on
                 await self.server.update_health()
                 if not served.refused_because:
                     logger.info("endpoint %s is ready at %s", name, served.instance.address)
@@ -262,9 +269,10 @@ class DistributedRuntime(AsyncClosing):
             task.cancel()
             stop.cancel()
 
-    def _check_cards(self, served: Served, cards: View, tasks: asyncio.TaskGroup) -> None:
+    def _check_card(self, served: Served, instances: View[InstanceRecord], tasks: asyncio.TaskGroup) -> None:
         """Refuse to serve while another card holds for the model's name."""
-        reason = refusal(served.instance, holding_cards(read_cards(cards.entries.values())))
+        same = (r for r in instances.records.values() if r.instance.model == served.instance.model)
+        reason = refusal(served.instance, holding(same))
         if reason == served.refused_because:
             return
         served.refused_because = reason
@@ -291,7 +299,8 @@ class DistributedRuntime(AsyncClosing):
                     "health check of %s failed, trying again: %s: %s", served.name, type(error).__name__, error
                 )
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._shutdown.wait(), 5.0)
+                    async with asyncio.timeout(5.0):
+                        await self._shutdown.wait()
 
     async def _drain(self) -> None:
         """Once for all endpoints of the process: each calls it when it has left the registry."""

@@ -40,6 +40,7 @@ from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
 from dynamo_grpc.records import to_entries
+from dynamo_grpc.registry import Registry
 from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer, handler_in
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
 from dynamo_grpc.telemetry import headers, server_span
@@ -100,10 +101,16 @@ class Server:
     Args:
         host: address to listen on.
         port: 0 takes a free one.
+
+    Attributes:
+        registry: where its endpoints are registered; it is only told of, not used.
+        is_leaving: it is about to leave the registry, or has left; requests may still be taken.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.host, self.port = host, port
+        self.registry: Registry | None = None
+        self.is_leaving = False
         self.lifecycle = Lifecycle()
         self.served: dict[str, Served] = {}
         self.requests: dict[str, Context] = {}

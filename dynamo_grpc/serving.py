@@ -54,7 +54,7 @@ async def register_server(
         contextlib.AsyncExitStack() as stack,
     ):
         own = Server(host, port)
-        own.on_drain = runtime.server.on_drain
+        own.on_drain, own.registry = runtime.server.on_drain, runtime.registry
         runtime.set_model(name, loaded)
         served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
         own.served[str(name)] = served
@@ -76,6 +76,7 @@ async def register_server(
                     await servicer.set(service, health.SERVING)
             yield runtime
         finally:
+            own.is_leaving = True
             await registration.close()
             await servicer.enter_graceful_shutdown()
             await server.stop(runtime.drain_limit_s)

@@ -79,7 +79,8 @@ class Supervisor:
                 backoff_s = 0.5
             click.echo(f"{name} ended ({_describe(code)}), starting it again in {backoff_s:g} s", err=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await self.stop.wait()
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
     async def end(self, names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.lifecycle import State
@@ -61,23 +61,44 @@ def open_system_server(server: Server, port: int | None) -> Iterator[int | None]
 
 
 def _answer(path: str, server: Server) -> tuple[int, str, bytes]:
-    served = list(server.served.values())
-    is_ready = server.lifecycle.state is State.READY
     match path.partition("?")[0]:
         case "/live":
             return 200, "application/json", b'{"status":"live"}'
         case "/health":
-            endpoints = {s.name: s.refused_because or ("ready" if is_ready else "notready") for s in served}
-            is_serving = is_ready and any(not s.refused_because for s in served)
-            body = {"status": "ready" if is_serving else "notready", "state": server.lifecycle.state.name.lower()}
-            text = json.dumps({**body, "endpoints": endpoints, "requests": len(server.requests)})
-            return (200 if is_serving else 503), "application/json", text.encode()
+            is_serving, body = _health(server)
+            return (200 if is_serving else 503), "application/json", json.dumps(body).encode()
         case "/metrics":
-            text = (
-                "# HELP dynamo_component_inflight_requests Requests that run now.\n"
-                "# TYPE dynamo_component_inflight_requests gauge\n"
-                f"dynamo_component_inflight_requests {len(server.requests)}\n"
-            )
-            return 200, "text/plain; version=0.0.4; charset=utf-8", text.encode()
+            return 200, "text/plain; version=0.0.4; charset=utf-8", _metrics(server).encode()
         case _:
             return 404, "application/json", b'{"error":"there are /live, /health and /metrics"}'
+
+
+def _health(server: Server) -> tuple[bool, dict[str, Any]]:
+    """Whether requests are served, and the answer. A registry that doesn't answer keeps nobody from serving."""
+    served = list(server.served.values())
+    is_ready = server.lifecycle.state is State.READY
+    is_serving = is_ready and any(not s.refused_because for s in served)
+    body: dict[str, Any] = {
+        "status": "ready" if is_serving else "notready",
+        "state": server.lifecycle.state.name.lower(),
+        "endpoints": {s.name: s.refused_because or ("ready" if is_ready else "notready") for s in served},
+        "requests": len(server.requests),
+    }
+    if (registry := server.registry) is not None:
+        body["registry"] = registry.status()
+        if registry.unreachable_since is not None:
+            state = "serving" if is_serving else "not serving"
+            body["message"] = f"{state}, registry unreachable since {body['registry']['unreachable_since']}"
+    return is_serving, body
+
+
+def _metrics(server: Server) -> str:
+    is_up = server.registry is None or server.registry.unreachable_since is None
+    return (
+        "# HELP dynamo_component_inflight_requests Requests that run now.\n"
+        "# TYPE dynamo_component_inflight_requests gauge\n"
+        f"dynamo_component_inflight_requests {len(server.requests)}\n"
+        "# HELP dynamo_component_registry_up Whether the registry answers: 1 or 0.\n"
+        "# TYPE dynamo_component_registry_up gauge\n"
+        f"dynamo_component_registry_up {int(is_up)}\n"
+    )

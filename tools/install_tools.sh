@@ -1,17 +1,43 @@
 #!/usr/bin/env bash
-# Install what `make test-full` uses beside Python into the given folder: buf (npm) and grpcurl (Go).
+# Install what `make test-full` uses beside Python into the given folder: buf (npm), grpcurl and a current etcd (Go),
+# Debian's etcd 3.4 and libfaketime (apt, unpacked without being installed).
 # A toolchain that isn't there is told, not an error: the tests that need it say so.
 set -u
+here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
+
 if command -v npm >/dev/null; then
   echo "installing buf …"
   npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 || echo "buf could not be installed" >&2
 else
   echo "npm is missing: no buf" >&2
 fi
+
 if command -v go >/dev/null; then
   echo "installing grpcurl …"
   GOBIN="$dir/bin" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3 || echo "grpcurl could not be installed" >&2
+  echo "building a current etcd …"
+  (cd "$here/etcd" && go build -trimpath -ldflags="-s -w" -o "$dir/etcd/current" .) || echo "etcd could not be built" >&2
 else
-  echo "go is missing: no grpcurl" >&2
+  echo "go is missing: no grpcurl, no current etcd" >&2
+fi
+
+# unpack PACKAGE FILE TARGET: take one file out of a Debian package
+unpack() {
+  local temp
+  temp=$(mktemp -d)
+  if (cd "$temp" && apt-get download "$1" >/dev/null 2>&1 && dpkg -x ./*.deb .); then
+    mkdir -p "$(dirname "$3")" && cp "$temp"/$2 "$3"
+  else
+    echo "$1 could not be unpacked" >&2
+  fi
+  rm -rf "$temp"
+}
+if command -v apt-get >/dev/null; then
+  echo "unpacking Debian's etcd and libfaketime …"
+  [ "$(id -u)" != 0 ] || apt-get update -qq || true
+  unpack etcd-server usr/bin/etcd "$dir/etcd/debian"
+  unpack libfaketime 'usr/lib/*/faketime/libfaketime.so.1' "$dir/libfaketime.so.1"
+else
+  echo "apt is missing: no etcd 3.4, no libfaketime" >&2
 fi

@@ -9,6 +9,7 @@ import click
 
 from dynamo_grpc.cli.call import call
 from dynamo_grpc.cli.chat import chat
+from dynamo_grpc.cli.doctor import doctor
 from dynamo_grpc.cli.options import MeshGroup
 from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
@@ -58,12 +59,13 @@ Examples:
   dynamo-grpc up                       a whole mesh on this machine, with a tiny model
   dynamo-grpc chat                     talk to it
   dynamo-grpc worker my_worker.py      serve your own model
-  dynamo-grpc ps                       who serves what""",
+  dynamo-grpc ps                       who serves what
+  dynamo-grpc doctor                   why nobody answers""",
 )
 @click.version_option(__version__, prog_name="dynamo-grpc")
 def main() -> None:
     """A service mesh for inference workers: gRPC from the front door to the engine."""
 
 
-for _command in (call, chat, ps, registry, up, worker):
+for _command in (call, chat, doctor, ps, registry, up, worker):
     main.add_command(_command)

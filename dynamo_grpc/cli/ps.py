@@ -3,77 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import sys
 
 import click
-import grpc
 
-from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, registry_from, static_option
-from dynamo_grpc.errors import RegistryError
-from dynamo_grpc.names import INSTANCES, MODELS
-from dynamo_grpc.records import holding_cards, read_cards, read_instances, refusal
-from dynamo_grpc.registry.base import Registry
-from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
+from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, registry_from, static_option
+from dynamo_grpc.names import INSTANCES
+from dynamo_grpc.records import decode_instance, read_instances
+from dynamo_grpc.registry import Registry, View
+from dynamo_grpc.survey import Sighting, shown_age, survey
 
-_COLUMNS = ("endpoint", "instance", "address", "model", "state", "requests")
+_COLUMNS = ("endpoint", "instance", "address", "model", "state", "epoch", "load", "age")
+_EVERY_S = 1.0
+
+Row = dict[str, str]
 
 
-@click.command(cls=MeshCommand)
+@click.command(
+    cls=MeshCommand,
+    epilog="""\b
+Examples:
+  dynamo-grpc ps
+  dynamo-grpc ps --watch
+  dynamo-grpc ps --json --namespace prod
+
+\b
+States: ready; starting; draining; refused (another model card holds for its model); unreachable;
+gone (another process answers at its address). Load is the number of requests that run there.""",
+)
 @click.option(
     "--json", "as_json", envvar="DYN_JSON", show_envvar=True, is_flag=True, help="Print JSON, an object a line."
 )
+@option("--watch", "Show it again whenever it changes, until Ctrl-C.", is_flag=True)
+@option("--namespace", "Only instances of this namespace.", default="")
 @static_option
 @log_option
-def ps(as_json: bool, static: str, log_level: str) -> None:
+def ps(as_json: bool, watch: bool, namespace: str, static: str, log_level: str) -> None:
     """List the instances of the mesh: who serves what, where, and whether it gets traffic."""
-    configure_logging("warning" if log_level == "info" else log_level)
-    rows = asyncio.run(_rows(registry_from(static)))
+    quiet = "error" if watch else "warning"  # what is wrong stands above the table
+    configure_logging(quiet if log_level == "info" else log_level)
+    prefix = INSTANCES + (f"{namespace}/" if namespace else "")
+    registry = registry_from(static)
+    if watch:
+        asyncio.run(_watch(registry, prefix, as_json))
+    else:
+        _show(asyncio.run(_once(registry, prefix)), as_json)
+
+
+async def _once(registry: Registry, prefix: str) -> list[Row]:
+    async with registry:
+        return [_row(sighting) for sighting in await survey(read_instances(await registry.list(prefix)))]
+
+
+async def _watch(registry: Registry, prefix: str, as_json: bool) -> None:
+    async with registry:
+        view = View.start(registry, prefix, decode_instance)
+        changed, last = asyncio.Event(), ""
+        view.subscribe(lambda _: changed.set())
+        try:
+            while True:
+                changed.clear()
+                rows = [_row(sighting) for sighting in await survey(view.records.values(), timeout_s=_EVERY_S)]
+                problem = registry.problem or ("" if view.is_ready else "not read yet")
+                if sys.stdout.isatty():
+                    click.clear()
+                    click.echo(registry.description + (f"  ({problem})" if problem else "") + "\n")
+                    _show(rows, as_json)
+                elif (now := json.dumps([{k: v for k, v in row.items() if k != "age"} for row in rows])) != last:
+                    last = now
+                    _show(rows, as_json)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_EVERY_S):
+                        await changed.wait()
+        finally:
+            await view.close()
+
+
+def _show(rows: list[Row], as_json: bool) -> None:
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
         return
     if not rows:
-        click.echo("no instances are registered")
+        click.echo("no instances are registered; `dynamo-grpc doctor` looks for the reason")
         return
-    widths = {c: max(len(c), *(len(str(row[c])) for row in rows)) for c in _COLUMNS}
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in _COLUMNS}
     click.echo("  ".join(c.upper().ljust(widths[c]) for c in _COLUMNS).rstrip())
     for row in rows:
-        click.echo("  ".join(str(row[c]).ljust(widths[c]) for c in _COLUMNS).rstrip())
+        click.echo("  ".join(row[c].ljust(widths[c]) for c in _COLUMNS).rstrip())
         if row["reason"]:
             click.echo(f"  {row['reason']}")
 
 
-async def _rows(registry: Registry) -> list[dict[str, str]]:
-    async with registry:
-        try:
-            instances = read_instances(await registry.list(INSTANCES))
-            held = holding_cards(read_cards(await registry.list(MODELS)))
-        except TimeoutError:
-            raise RegistryError(f"{registry.description} does not answer") from None
-        states = await asyncio.gather(*(_state(instance.address) for instance in instances))
-    rows = []
-    for instance, (state, requests) in zip(instances, states, strict=True):
-        reason = refusal(instance, held)
-        rows.append(
-            {
-                "endpoint": f"{instance.namespace}.{instance.component}.{instance.endpoint}",
-                "instance": f"{instance.instance_id:016x}",
-                "address": instance.address,
-                "model": instance.model or "-",
-                "state": "refused" if reason else state,
-                "requests": requests,
-                "reason": reason,
-            }
-        )
-    return rows
-
-
-async def _state(address: str) -> tuple[str, str]:
-    options = (("grpc.enable_http_proxy", 0),)
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        try:
-            answer = await control_pb2_grpc.ControlStub(channel).Describe(control_pb2.DescribeRequest(), timeout=2.0)
-        except grpc.aio.AioRpcError as error:
-            return ("ready" if error.code() is grpc.StatusCode.UNIMPLEMENTED else "unreachable"), "-"
-    name = control_pb2.WorkerState.Name(answer.state).removeprefix("WORKER_STATE_").lower()
-    return name, str(answer.num_requests)
+def _row(sighting: Sighting) -> Row:
+    instance, said = sighting.record.instance, sighting.answer.said
+    return {
+        "endpoint": f"{instance.namespace}.{instance.component}.{instance.endpoint}",
+        "instance": f"{instance.instance_id:016x}",
+        "address": instance.address,
+        "model": instance.model or "-",
+        "state": sighting.state,
+        "epoch": str(instance.epoch),
+        "load": str(said.num_requests) if said else "-",
+        "age": shown_age(sighting.age_s),
+        "reason": sighting.refused_because,
+    }

@@ -1,12 +1,14 @@
 """A registry server in process that speaks the part of etcd's API that we use: KV, Txn, leases, watch, status.
 
 For development and tests: in memory, one member, loopback only. What it doesn't implement it refuses with a clear
-status. Workers and clients talk to it with the very same code as to etcd; only the endpoint differs.
+status. Workers and clients talk to it with the very same code as to etcd; only the endpoint differs. Tests can let it
+go through what happens to a real one: `compact`, `expire`, `forget`, `stall`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -38,6 +40,9 @@ class EmbeddedRegistry:
         self._clock = clock
         self._cluster_id = secrets.randbits(63)  # another one after a restart: watchers must notice an empty store
         self._watches: set[_Watch] = set()
+        self._calls: set[asyncio.Queue[pb.WatchResponse | None]] = set()
+        self._answers = asyncio.Event()
+        self._answers.set()
         self.store = Store(self._publish)
         self._server: grpc.aio.Server | None = None
         self._expiry: asyncio.Task[None] | None = None
@@ -75,7 +80,39 @@ class EmbeddedRegistry:
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            await self._answers.wait()
             self.store.expire(self._clock())
+
+    # -- what can happen to a real one --------------------------------------------------------------------------------
+
+    def compact(self) -> None:
+        """Forget the history: watches can't begin before now."""
+        self.store.compact(self.store.revision)
+
+    def expire(self) -> None:
+        """End all leases, as if nobody had kept them alive."""
+        self.store.expire(math.inf)
+
+    def forget(self, *, keeps_id: bool = False) -> None:
+        """Lose everything, as a server that comes back on an empty disk; watches break.
+
+        Args:
+            keeps_id: the cluster id stays the same, as it does when etcd is started with the same flags.
+        """
+        self.store.clear()
+        self._watches.clear()
+        if not keeps_id:
+            self._cluster_id = secrets.randbits(63)
+        for responses in self._calls:
+            responses.put_nowait(None)
+
+    def stall(self) -> None:
+        """Answer nothing until `resume`, as a process that is stopped; leases go on ending, and end then."""
+        self._answers.clear()
+
+    def resume(self) -> None:
+        """Answer again."""
+        self._answers.set()
 
     def header(self) -> pb.ResponseHeader:
         """The header of a response now."""
@@ -111,10 +148,12 @@ class EmbeddedRegistry:
                 request_deserializer=method.request.FromString,
                 response_serializer=method.response.SerializeToString,
             )
-        return [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
+        own = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
+        return [*own, _Refusing()]
 
     def _unary(self, answer: Callable[[Any], Any]) -> Callable[..., Any]:
         async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            await self._answers.wait()
             try:
                 response = answer(request)
             except StoreError as error:
@@ -149,6 +188,7 @@ class EmbeddedRegistry:
 
     async def _keep_alive(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         async for request in requests:
+            await self._answers.wait()
             ttl_s = self.store.keep_alive(request.ID, self._clock())
             await context.write(pb.LeaseKeepAliveResponse(header=self.header(), ID=request.ID, TTL=ttl_s))
 
@@ -160,11 +200,13 @@ class EmbeddedRegistry:
 
     async def _watch(self, requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One Watch call: several watches, one queue of responses, written in order."""
-        responses: asyncio.Queue[pb.WatchResponse] = asyncio.Queue()
+        responses: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue()
+        self._calls.add(responses)
         watches: dict[int, _Watch] = {}
 
         async def read() -> None:
             async for request in requests:
+                await self._answers.wait()
                 match request.WhichOneof("request_union"):
                     case "create_request":
                         self._create(request.create_request, watches, responses)
@@ -179,15 +221,23 @@ class EmbeddedRegistry:
         reader = asyncio.get_running_loop().create_task(read(), name="watch requests")
         try:
             while True:
-                await context.write(await responses.get())
+                response = await responses.get()
+                await self._answers.wait()
+                if response is None:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the registry was started anew")
+                await context.write(response)
                 if any(watch.is_lagging for watch in watches.values()):
                     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the watcher does not read")
         finally:
             reader.cancel()
+            self._calls.discard(responses)
             self._watches -= set(watches.values())
 
     def _create(
-        self, request: pb.WatchCreateRequest, watches: dict[int, _Watch], responses: asyncio.Queue[pb.WatchResponse]
+        self,
+        request: pb.WatchCreateRequest,
+        watches: dict[int, _Watch],
+        responses: asyncio.Queue[pb.WatchResponse | None],
     ) -> None:
         watch_id = request.watch_id or max(watches, default=-1) + 1
         if watch_id in watches:
@@ -213,6 +263,19 @@ class EmbeddedRegistry:
         self._watches.add(watch)
 
 
+class _Refusing(grpc.GenericRpcHandler):
+    """Says what is missing: gRPC's own answer names neither the method nor who lacks it."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        method = handler_call_details.method
+
+        async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            text = f"the embedded registry has no {method}: it is for development, use etcd for the rest of its API"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
 class _Watch:
     """One watched range of one Watch call."""
 
@@ -221,7 +284,7 @@ class _Watch:
         watch_id: int,
         request: pb.WatchCreateRequest,
         header: Callable[[], pb.ResponseHeader],
-        responses: asyncio.Queue[pb.WatchResponse],
+        responses: asyncio.Queue[pb.WatchResponse | None],
     ) -> None:
         self._id, self._request, self._header, self._responses = watch_id, request, header, responses
         self.is_lagging = False

@@ -1,37 +1,126 @@
-"""Keys under a lease, kept alive by a task; a lost lease is replaced by a new one."""
+"""Keys under a lease: what a process registers, and the one task that keeps all its leases alive.
+
+Only etcd says that a lease is over. While it can't be asked, nothing is decided: the process works on, and when etcd
+answers again the lease either still lives, or is replaced by a new one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import grpc
 
+from dynamo_grpc.errors import RegistryError
 from dynamo_grpc.registry import etcd_pb2 as pb
 from dynamo_grpc.registry import wire
+from dynamo_grpc.registry.backoff import Backoff
 from dynamo_grpc.registry.base import Registration, Renew
-
-if TYPE_CHECKING:
-    from dynamo_grpc.registry.etcd import EtcdRegistry
+from dynamo_grpc.registry.etcd_client import EtcdClient
+from dynamo_grpc.registry.outages import Outages
 
 logger = logging.getLogger(__name__)
 
+#: Keep-alives that are sent before the first answer is read; more could fill both windows and stand still.
+_AT_ONCE = 100
+
+
+class LeaseKeeper:
+    """Keeps the leases of a process alive: all of them in one turn, over one stream, each third of their time to live.
+
+    Args:
+        rng: for jitter, so that a fleet that started together doesn't ask together.
+    """
+
+    def __init__(self, client: EtcdClient, outages: Outages, rng: random.Random) -> None:
+        self._client, self._rng = client, rng
+        self._activity = outages.activity("keeping leases alive")
+        self._on_lost: dict[int, Callable[[], None]] = {}
+        self._ttl_s = 0
+        self._has_leases = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, lease_id: int, ttl_s: int, on_lost: Callable[[], None]) -> None:
+        """Keep a lease alive; `on_lost` is called once, when etcd says that it is over."""
+        self._ttl_s = min(ttl_s, self._ttl_s) if self._on_lost else ttl_s
+        self._on_lost[lease_id] = on_lost
+        self._has_leases.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="etcd keep-alive")
+
+    def remove(self, lease_id: int) -> None:
+        """Do nothing for a lease any more."""
+        self._on_lost.pop(lease_id, None)
+        if not self._on_lost:
+            self._has_leases.clear()
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        backoff = Backoff(0.2, 1.0, self._rng)
+        while True:
+            await self._has_leases.wait()
+            try:
+                async with self._client.stream(wire.LEASE_KEEP_ALIVE) as call:
+                    while self._on_lost:
+                        async with asyncio.timeout(self._ttl_s / 3):
+                            await self._renew(call)
+                        self._activity.works()
+                        backoff.reset()
+                        await asyncio.sleep(self._ttl_s / 3 * self._rng.uniform(0.8, 1.0))
+            except (grpc.RpcError, RegistryError, TimeoutError) as error:
+                self._activity.failed(error)
+                await asyncio.sleep(backoff.next_s())
+            except Exception:  # without this task all leases end
+                logger.exception("keeping leases alive failed, trying again")
+                await asyncio.sleep(1.0)
+
+    async def _renew(self, call: Any) -> None:
+        """Ask for another full time to live for each lease."""
+        lease_ids = list(self._on_lost)
+        for start in range(0, len(lease_ids), _AT_ONCE):
+            part = lease_ids[start : start + _AT_ONCE]
+            for lease_id in part:
+                await call.write(pb.LeaseKeepAliveRequest(ID=lease_id))
+            for _ in part:
+                answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    raise RegistryError(f"the keep-alive stream ended: {await call.details()}")
+                if answer.TTL <= 0 and (on_lost := self._on_lost.get(answer.ID)):
+                    self.remove(answer.ID)
+                    on_lost()
+
 
 class EtcdRegistration(Registration):
-    """Keys under a lease of their own, kept alive by a task; a lost lease is replaced by a new one."""
+    """Keys under a lease of their own; a lost lease is replaced by a new one.
 
-    def __init__(self, registry: EtcdRegistry, values: Mapping[str, bytes], renew: Renew | None = None) -> None:
-        self._registry, self._renew = registry, renew
-        self._values = dict(values)
-        self._was_registered = False
-        self._registered = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._lease_id = 0
-        self._lease_ends = 0.0
+    A put whose answer was lost may still be applied, after newer ones. So it is never repeated under the same lease:
+    that one is revoked first, and under a lease that is over the late put fails.
+    """
+
+    def __init__(
+        self,
+        client: EtcdClient,
+        keeper: LeaseKeeper,
+        outages: Outages,
+        rng: random.Random,
+        values: Mapping[str, bytes],
+        renew: Renew | None = None,
+    ) -> None:
+        self._client, self._keeper, self._rng, self._renew = client, keeper, rng, renew
+        self._values, self._keys = dict(values), set[str]()
+        self._activity = outages.activity("registering")
+        self._lease_id, self._ttl_s = 0, 0
+        self._is_lost = self._is_renewal_due = False
+        self._registered, self._wake = asyncio.Event(), asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="etcd registration")
 
     async def wait_registered(self) -> None:
@@ -40,112 +129,135 @@ class EtcdRegistration(Registration):
     async def update(self, values: Mapping[str, bytes]) -> None:
         self._registered.clear()
         self._values = dict(values)
-        self._changed.set()
+        self._wake.set()
         await self._registered.wait()
 
-    async def close(self) -> None:
+    async def orphan(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._keeper.remove(self._lease_id)
+        self._activity.close()
+
+    async def close(self) -> None:
+        await self.orphan()
         if self._lease_id:
             with contextlib.suppress(grpc.RpcError):
-                await self._registry.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id), timeout_s=2.0)
+                await self._client.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id), timeout_s=2.0)
             self._lease_id = 0
 
     async def _run(self) -> None:
-        backoff_s, is_told = 0.2, False
+        backoff = Backoff(0.2, 2.0, self._rng)
         while True:
-            started = time.monotonic()
+            problem: BaseException | None = None
             try:
                 await self._end_lease()
+                await self._take_lease()
+                self._activity.works()
+                backoff.reset()
+                self._is_renewal_due = True  # whatever comes after this lease is another registration
                 await self._hold_lease()
-                logger.warning("%s: lease lost, registering again", self._registry.description)
-            except grpc.RpcError as error:
-                if not is_told:
-                    logger.warning(
-                        "%s: not registered, trying again: %s", self._registry.description, wire.describe(error)
-                    )
-                    is_told = True
-                self._registry.rotate(error)
-            if time.monotonic() - started > 5.0:
-                backoff_s, is_told = 0.2, False
-            await asyncio.sleep(backoff_s * self._registry.rng.uniform(0.5, 1.0))
-            backoff_s = min(backoff_s * 2, 2.0)
+                logger.warning("the lease of %s was lost, registering again", next(iter(self._values), "nothing"))
+            except (grpc.RpcError, RegistryError, TimeoutError) as error:
+                problem = error
+            except Exception as error:  # a registration that dies unseen is a worker without traffic
+                logger.exception("registering failed, trying again")
+                problem = error
+            if problem is not None:
+                self._activity.failed(problem)
+            await asyncio.sleep(backoff.next_s(is_refused=wire.is_refusal(problem)))
 
     async def _end_lease(self) -> None:
-        """See to it that the lease before is over, before another one is granted.
-
-        A put that timed out may still be applied; if its lease lived, it would move the keys to it, and they would go
-        with it. Under a lease that is over it fails.
-        """
+        """See to it that the lease before is over, before another one is granted."""
         if not self._lease_id:
             return
+        self._keeper.remove(self._lease_id)
         try:
-            await self._registry.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id))
+            await self._client.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id))
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.NOT_FOUND and time.monotonic() < self._lease_ends:
-                raise  # tried again until it is revoked, or over by itself
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
         self._lease_id = 0
 
-    async def _hold_lease(self) -> None:
-        """Grant a lease, put the keys, keep both alive; returns when the lease is lost."""
-        self._changed.clear()
-        granted = await self._registry.call(wire.LEASE_GRANT, pb.LeaseGrantRequest(TTL=self._registry.settings.ttl_s))
-        self._lease_id = granted.ID
-        expires = self._lease_ends = time.monotonic() + granted.TTL
-        if self._was_registered and self._renew is not None:
+    async def _take_lease(self) -> None:
+        """Grant a lease and put the keys under it."""
+        granted = await self._client.call(wire.LEASE_GRANT, pb.LeaseGrantRequest(TTL=self._client.settings.ttl_s))
+        self._lease_id, self._ttl_s, self._is_lost = granted.ID, granted.TTL, False
+        if self._is_renewal_due and self._renew is not None:
             self._values = dict(self._renew())
-        keys = await self._put_all(self._values, set())
-        self._was_registered = True
-        self._registered.set()
-        while True:
+        self._is_renewal_due = False
+        self._keeper.add(granted.ID, granted.TTL, self._on_lost)
+        await self._claim()
+
+    def _on_lost(self) -> None:
+        self._is_lost = True
+        self._wake.set()
+
+    async def _hold_lease(self) -> None:
+        """Keep the keys as they should be; returns when the lease is lost."""
+        while not self._is_lost:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), granted.TTL / 3 * self._registry.rng.uniform(0.8, 1.0))
-            if self._changed.is_set():
-                self._changed.clear()
-                keys = await self._put_all(self._values, keys)
-                self._registered.set()
-            asked = time.monotonic()
-            self._lease_ends = asked + granted.TTL + granted.TTL / 3
+                async with asyncio.timeout(self._ttl_s * self._rng.uniform(0.8, 1.0)):
+                    await self._wake.wait()
+            is_asked = self._wake.is_set()
+            self._wake.clear()
+            if not self._is_lost:
+                await self._claim(is_check=not is_asked)
+
+    async def _claim(self, *, is_check: bool = False) -> None:
+        """Put what isn't there as it should be: at first, after an update, and when somebody changed or deleted it.
+
+        Raises:
+            RegistryError: another process holds one of the keys.
+            grpc.aio.AioRpcError: it may or may not have been put.
+        """
+        while True:
+            values = self._values
             try:
-                ttl_s = await self._keep_alive(granted.TTL / 3)
-                if ttl_s and not await self._has_keys(keys):
-                    keys = await self._put_all(self._values, keys)
-            except (grpc.RpcError, TimeoutError) as error:
-                self._registry.rotate(error)
-                ttl_s = None
-            if ttl_s == 0 or (ttl_s is None and time.monotonic() >= expires):
-                return
-            if ttl_s:
-                expires = asked + ttl_s
+                found = await self._read(values)
+            except grpc.aio.AioRpcError:
+                if is_check:
+                    return  # nothing was written, so nothing is in doubt; it is looked again
+                raise
+            wrong = [k for k, kv in found.items() if (kv.lease, kv.value) != (self._lease_id, values[k])]
+            if not wrong and self._keys <= values.keys():
+                if values is self._values:
+                    break
+                continue
+            if is_check and wrong:
+                logger.warning("somebody changed or deleted %s, putting it back", ", ".join(sorted(wrong)))
+            if await self._put(values, {key: found[key] for key in wrong}):
+                self._keys = set(values)
+        self._registered.set()
 
-    async def _put_all(self, values: Mapping[str, bytes], old_keys: set[str]) -> set[str]:
-        puts = [
-            pb.RequestOp(request_put=pb.PutRequest(key=key.encode(), value=value, lease=self._lease_id))
-            for key, value in values.items()
+    async def _read(self, values: Mapping[str, bytes]) -> dict[str, pb.KeyValue]:
+        """The keys as they stand in etcd; those that are missing have revision 0.
+
+        Raises:
+            RegistryError: another process holds one of them.
+        """
+        reads = [pb.RequestOp(request_range=pb.RangeRequest(key=key.encode())) for key in values]
+        answer = await self._client.call(wire.TXN, pb.TxnRequest(success=reads))
+        found = {}
+        for key, response in zip(values, answer.responses, strict=True):
+            kvs = response.response_range.kvs
+            found[key] = kvs[0] if kvs else pb.KeyValue()
+            if kvs and kvs[0].lease not in (0, self._lease_id):
+                text = kvs[0].value.decode(errors="replace")
+                raise RegistryError(f"{key} is registered by another process: {text[:300]}")
+        return found
+
+    async def _put(self, values: Mapping[str, bytes], wrong: Mapping[str, pb.KeyValue]) -> bool:
+        """Put keys that still are as they were read, and delete those that are wanted no more; False if they aren't."""
+        compare = [
+            pb.Compare(target=pb.Compare.MOD, result=pb.Compare.EQUAL, key=key.encode(), mod_revision=kv.mod_revision)
+            for key, kv in wrong.items()
         ]
-        gone = [
+        changes = [
+            pb.RequestOp(request_put=pb.PutRequest(key=key.encode(), value=values[key], lease=self._lease_id))
+            for key in wrong
+        ] + [
             pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key.encode()))
-            for key in old_keys - values.keys()
+            for key in self._keys - values.keys()
         ]
-        await self._registry.call(wire.TXN, pb.TxnRequest(success=puts + gone))
-        return set(values)
-
-    async def _has_keys(self, keys: set[str]) -> bool:
-        """Whether the keys hang on our lease: somebody may have deleted them."""
-        request = pb.LeaseTimeToLiveRequest(ID=self._lease_id, keys=True)
-        answer = await self._registry.call(wire.LEASE_TIME_TO_LIVE, request)
-        return {key.decode() for key in answer.keys} >= keys
-
-    async def _keep_alive(self, timeout_s: float) -> int:
-        """Ask for another full time to live; 0 says that the lease is gone."""
-        registry = self._registry
-        call = wire.stream(registry.channel(), wire.LEASE_KEEP_ALIVE)(metadata=registry.metadata() + wire.LEADER)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await call.write(pb.LeaseKeepAliveRequest(ID=self._lease_id))
-                response = await call.read()
-                if response is grpc.aio.EOF:
-                    raise TimeoutError("keep-alive stream ended")
-                return int(response.TTL)
-        finally:
-            call.cancel()
+        answer = await self._client.call(wire.TXN, pb.TxnRequest(compare=compare, success=changes))
+        return bool(answer.succeeded)

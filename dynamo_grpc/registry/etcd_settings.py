@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import grpc
 
 from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.names import check_address
+
+DEFAULT_ENDPOINTS = ("localhost:2379",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class EtcdSettings:
         ttl_s: time to live asked for leases, in seconds.
     """
 
-    endpoints: tuple[str, ...] = ("localhost:2379",)
+    endpoints: tuple[str, ...] = DEFAULT_ENDPOINTS
     ttl_s: int = 10
     username: str = ""
     password: str = field(default="", repr=False)
@@ -29,15 +33,42 @@ class EtcdSettings:
     cert_file: str = ""
     key_file: str = ""
 
+    def __post_init__(self) -> None:
+        for endpoint in self.endpoints:
+            scheme, _, target = endpoint.rpartition("//")
+            if scheme not in ("", "http:", "https:"):
+                raise ConfigurationError(f"ETCD_ENDPOINTS: {endpoint!r} should begin with http:// or https://")
+            try:
+                check_address(target)
+            except ValueError:
+                raise ConfigurationError(
+                    f"ETCD_ENDPOINTS: {endpoint!r} should be [http://|https://]HOST:PORT, etcd's port is 2379"
+                ) from None
+        if len({endpoint.startswith("https://") for endpoint in self.endpoints}) > 1:
+            raise ConfigurationError("ETCD_ENDPOINTS: either all endpoints are https:// or none is")
+        if bool(self.username) != bool(self.password):
+            raise ConfigurationError("ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD go together: one of them is missing")
+        if bool(self.cert_file) != bool(self.key_file):
+            raise ConfigurationError("ETCD_AUTH_CLIENT_CERT and ETCD_AUTH_CLIENT_KEY go together: one is missing")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS."""
+        return bool(self.ca_file or self.cert_file or self.endpoints[0].startswith("https://"))
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> EtcdSettings:
-        """Read `ETCD_ENDPOINTS`, `ETCD_LEASE_TTL` and `ETCD_AUTH_*`."""
-        endpoints = tuple(e.strip() for e in env.get("ETCD_ENDPOINTS", "").split(",") if e.strip())
-        ttl = env.get("ETCD_LEASE_TTL", "10")
+        """Read `ETCD_ENDPOINTS`, `ETCD_LEASE_TTL` and `ETCD_AUTH_*`.
+
+        Raises:
+            ConfigurationError: one of them can't be right; says which and what it should be.
+        """
+        endpoints = tuple(e.strip().rstrip("/") for e in env.get("ETCD_ENDPOINTS", "").split(",") if e.strip())
+        ttl = env.get("ETCD_LEASE_TTL") or "10"
         if not ttl.isdigit() or int(ttl) < 1:
             raise ConfigurationError(f"ETCD_LEASE_TTL={ttl!r} must be a whole number of seconds, 1 or more")
         return cls(
-            endpoints=endpoints or cls.endpoints_default(),
+            endpoints=endpoints or DEFAULT_ENDPOINTS,
             ttl_s=int(ttl),
             username=env.get("ETCD_AUTH_USERNAME", ""),
             password=env.get("ETCD_AUTH_PASSWORD", ""),
@@ -46,23 +77,23 @@ class EtcdSettings:
             key_file=env.get("ETCD_AUTH_CLIENT_KEY", ""),
         )
 
-    @staticmethod
-    def endpoints_default() -> tuple[str, ...]:
-        """Where etcd is when nobody says."""
-        return ("localhost:2379",)
-
     def credentials(self) -> grpc.ChannelCredentials | None:
         """What connections are encrypted with; None when they are not.
 
         Raises:
-            ConfigurationError: a certificate file can't be read.
+            ConfigurationError: a certificate file can't be read, or holds something else.
         """
-        if not (self.ca_file or self.cert_file or any(e.startswith("https://") for e in self.endpoints)):
+        if not self.is_encrypted:
             return None
         try:
+            # gRPC takes any bytes, and fails at each connection; Python's own ssl says now what is wrong with them
+            context = ssl.create_default_context(cafile=self.ca_file or None)
+            if self.cert_file:
+                context.load_cert_chain(self.cert_file, self.key_file)
             return grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
-        except OSError as error:
-            raise ConfigurationError(f"a certificate file for etcd can't be read: {error}") from error
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(filter(None, (self.ca_file, self.cert_file, self.key_file)))
+            raise ConfigurationError(f"a certificate file for etcd ({files}) can't be used: {error}") from error
 
 
 def _read(name: str) -> bytes | None:

@@ -14,6 +14,7 @@ class MemoryRegistry(Registry):
     description = "memory"
 
     def __init__(self) -> None:
+        super().__init__()
         self._entries: dict[str, Entry] = {}
         self._watchers: list[tuple[str, asyncio.Queue[Change]]] = []
         self._revision = 0
@@ -65,6 +66,9 @@ class MemoryRegistration(Registration):
     async def update(self, values: Mapping[str, bytes]) -> None:
         self._registry.apply(values, self._keys - frozenset(values))
         self._keys = frozenset(values)
+
+    async def orphan(self) -> None:
+        """They stay: there are no leases here."""
 
     async def close(self) -> None:
         self._registry.apply({}, self._keys)

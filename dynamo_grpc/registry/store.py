@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,24 +44,27 @@ class Store:
     """Keys by revision. Every change is appended to `events` and told to `on_events`."""
 
     def __init__(self, on_events: Callable[[list[pb.Event]], None]) -> None:
+        self._on_events = on_events
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, without keys, leases and history."""
         self.revision = 1
         self.compacted = 0
         self.events: list[pb.Event] = []
         self.leases: dict[int, Lease] = {}
         self._kvs: dict[bytes, pb.KeyValue] = {}
-        self._on_events = on_events
 
     # -- keys -------------------------------------------------------------------------------------------------------
 
     def range(self, request: pb.RangeRequest) -> pb.RangeResponse:
-        """Read keys (always the newest revision)."""
+        """Read keys, as they are or as they were at an earlier revision."""
         if request.revision and request.revision <= self.compacted:
             raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted")
         if request.revision > self.revision:
             raise StoreError(grpc.StatusCode.OUT_OF_RANGE, "etcdserver: mvcc: required revision is a future revision")
-        if 0 < request.revision < self.revision:
-            raise StoreError(grpc.StatusCode.UNIMPLEMENTED, "the embedded registry reads the newest revision only")
-        found = sorted(self._in_range(request.key, request.range_end), key=lambda kv: kv.key)
+        kvs = self._at(request.revision) if 0 < request.revision < self.revision else self._kvs
+        found = sorted(_in_range(kvs, request.key, request.range_end), key=lambda kv: kv.key)
         response = pb.RangeResponse(count=len(found))
         found = [kv for kv in found if _passes(kv, request)]
         if request.sort_order or request.sort_target:
@@ -158,10 +161,15 @@ class Store:
             self._on_events(events)
         return result
 
-    def _in_range(self, key: bytes, end: bytes) -> list[pb.KeyValue]:
-        if not end:
-            return [self._kvs[key]] if key in self._kvs else []
-        return [kv for name, kv in self._kvs.items() if in_range(name, key, end)]
+    def _at(self, revision: int) -> dict[bytes, pb.KeyValue]:
+        """The keys as they were: the events since then, taken back."""
+        kvs = dict(self._kvs)
+        for event in reversed(self.since(revision + 1)):
+            if event.HasField("prev_kv"):
+                kvs[event.kv.key] = event.prev_kv
+            else:
+                del kvs[event.kv.key]
+        return kvs
 
     def _put(self, request: pb.PutRequest, events: list[pb.Event]) -> pb.PutResponse:
         if not request.key:
@@ -189,7 +197,7 @@ class Store:
         return pb.PutResponse(prev_kv=old if request.prev_kv else None)
 
     def _delete(self, request: pb.DeleteRangeRequest, events: list[pb.Event]) -> pb.DeleteRangeResponse:
-        gone = self._in_range(request.key, request.range_end)
+        gone = _in_range(self._kvs, request.key, request.range_end)
         for kv in gone:
             del self._kvs[kv.key]
             if kv.lease in self.leases:
@@ -202,7 +210,7 @@ class Store:
         # Everything that can be refused is refused before the first write: a transaction is all or nothing.
         if any(compare.range_end for compare in request.compare):
             raise StoreError(grpc.StatusCode.UNIMPLEMENTED, "the embedded registry compares single keys only")
-        for op in (*request.success, *request.failure):
+        for op in request.success if self._all_hold(request) else request.failure:
             match op.WhichOneof("request"):
                 case "request_put" if op.request_put.lease and op.request_put.lease not in self.leases:
                     raise _lease_not_found()
@@ -221,7 +229,7 @@ class Store:
             raise StoreError(grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request")
 
     def _txn(self, request: pb.TxnRequest, events: list[pb.Event]) -> pb.TxnResponse:
-        response = pb.TxnResponse(succeeded=all(self._holds(compare) for compare in request.compare))
+        response = pb.TxnResponse(succeeded=self._all_hold(request))
         for op in request.success if response.succeeded else request.failure:
             result = response.responses.add()
             match op.WhichOneof("request"):
@@ -234,6 +242,9 @@ class Store:
                 case "request_txn":
                     result.response_txn.CopyFrom(self._txn(op.request_txn, events))
         return response
+
+    def _all_hold(self, request: pb.TxnRequest) -> bool:
+        return all(self._holds(compare) for compare in request.compare)
 
     def _holds(self, compare: pb.Compare) -> bool:
         kv = self._kvs.get(compare.key, pb.KeyValue())
@@ -250,6 +261,12 @@ class Store:
                 return bool(actual < wanted)
             case _:
                 return bool(actual != wanted)
+
+
+def _in_range(kvs: Mapping[bytes, pb.KeyValue], key: bytes, end: bytes) -> list[pb.KeyValue]:
+    if not end:
+        return [kvs[key]] if key in kvs else []
+    return [kv for name, kv in kvs.items() if in_range(name, key, end)]
 
 
 def _passes(kv: pb.KeyValue, request: pb.RangeRequest) -> bool:

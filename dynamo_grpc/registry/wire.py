@@ -88,3 +88,21 @@ def describe(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
     return str(error) or type(error).__name__
+
+
+def kind(error: BaseException) -> str:
+    """What kind of error it is: two of one kind are told once."""
+    return error.code().name if isinstance(error, grpc.aio.AioRpcError) else f"{type(error).__name__} {error}"
+
+
+_REFUSALS = (
+    grpc.StatusCode.INVALID_ARGUMENT,  # a wrong password
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.FAILED_PRECONDITION,  # authentication is not enabled
+)
+
+
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether etcd answered, and refused: trying again soon won't help."""
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _REFUSALS

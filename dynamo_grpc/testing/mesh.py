@@ -95,7 +95,8 @@ class Mesh:
         await self._tasks.pop(runtime)
 
     async def lose(self, runtime: DistributedRuntime) -> None:
-        """Let an instance go as if it were killed: its connections break, its registration stays."""
+        """Let an instance go as if it were killed: its connections break, nobody keeps its registration alive."""
+        await runtime.orphan()
         await runtime.server.stop()
 
     async def __aenter__(self) -> Self:

@@ -77,8 +77,10 @@ class DescribeResponse(google.protobuf.message.Message):
     STATE_FIELD_NUMBER: builtins.int
     NUM_REQUESTS_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    MEASURED_AT_FIELD_NUMBER: builtins.int
+    REGISTRY_FIELD_NUMBER: builtins.int
     state: Global___WorkerState.ValueType
-    """Where it is in its life."""
+    """Where it is in its life; DRAINING as soon as it begins to leave, also while it still takes requests."""
     num_requests: builtins.int
     """Requests that run now."""
     reason: builtins.str
@@ -91,6 +93,14 @@ class DescribeResponse(google.protobuf.message.Message):
     def cards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[dynamo_grpc.v1.model_card_pb2.ModelCard]:
         """Cards of its models."""
 
+    @property
+    def measured_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """The worker's clock, so that its other times can be read by somebody whose clock is another."""
+
+    @property
+    def registry(self) -> Global___RegistryStatus:
+        """Where it registers, and how that goes; unset when it doesn't say."""
+
     def __init__(
         self,
         *,
@@ -99,10 +109,42 @@ class DescribeResponse(google.protobuf.message.Message):
         state: Global___WorkerState.ValueType = ...,
         num_requests: builtins.int = ...,
         reason: builtins.str = ...,
+        measured_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        registry: Global___RegistryStatus | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cards", b"cards", "instances", b"instances", "num_requests", b"num_requests", "reason", b"reason", "state", b"state"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["measured_at", b"measured_at", "registry", b"registry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cards", b"cards", "instances", b"instances", "measured_at", b"measured_at", "num_requests", b"num_requests", "reason", b"reason", "registry", b"registry", "state", b"state"]) -> None: ...
 
 Global___DescribeResponse: typing_extensions.TypeAlias = DescribeResponse
+
+@typing.final
+class RegistryStatus(google.protobuf.message.Message):
+    """RegistryStatus is a registry as one process sees it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DESCRIPTION_FIELD_NUMBER: builtins.int
+    UNREACHABLE_SINCE_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    description: builtins.str
+    """What it is and where, such as "etcd at etcd-0:2379"."""
+    problem: builtins.str
+    """What went wrong, in a sentence; empty while nothing does."""
+    @property
+    def unreachable_since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Since when it doesn't answer; unset while it does."""
+
+    def __init__(
+        self,
+        *,
+        description: builtins.str = ...,
+        unreachable_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        problem: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["unreachable_since", b"unreachable_since"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "problem", b"problem", "unreachable_since", b"unreachable_since"]) -> None: ...
+
+Global___RegistryStatus: typing_extensions.TypeAlias = RegistryStatus
 
 @typing.final
 class GetFileRequest(google.protobuf.message.Message):

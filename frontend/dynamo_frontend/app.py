@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -237,23 +236,30 @@ class Frontend:
 
     async def _health(self) -> Response:
         ready = self.catalog.ready()
-        instances = [live.instance for model in self.catalog.all() for live in model.instances.routable()]
-        registry = self.catalog.registry
-        since = registry.unreachable_since
-        body = {
+        shown = [(live, model) for model in self.catalog.all() for live in model.instances.routable()]
+        instances = [live.instance for live, _ in shown]
+        registry = self.catalog.registry.status()
+        since = registry["unreachable_since"]
+        body: dict[str, Any] = {
             "status": "healthy" if ready else "unhealthy",
-            "registry": {
-                "description": registry.description,
-                "unreachable_since": since and dt.datetime.fromtimestamp(since, dt.UTC).isoformat(timespec="seconds"),
-            },
+            "version": __version__,
+            "namespace": self._settings.namespace or None,
+            "registry": registry,
             "models": [model.card.name for model in ready],
             "endpoints": sorted({f"dyn://{i.namespace}.{i.component}.{i.endpoint}" for i in instances}),
             "instances": [
-                {"instance_id": f"{i.instance_id:016x}", "address": i.address, "model": i.model} for i in instances
+                {
+                    "instance_id": f"{live.instance_id:016x}",
+                    "address": live.instance.address,
+                    "model": live.instance.model,
+                    "epoch": live.instance.epoch,
+                    "is_listed": model.instances.is_listed(live),
+                }
+                for live, model in shown
             ],
         }
         if ready and since:
-            body["message"] = "serving what was known; the registry doesn't answer"
+            body["message"] = f"serving what was known, registry unreachable since {since}"
         elif not ready:
             body["message"] = (
                 "no model has an instance that answers"

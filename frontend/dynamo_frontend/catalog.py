@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ from dynamo_grpc import (
 from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
-from dynamo_grpc.instances import InstanceSet
+from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
-from dynamo_grpc.records import holding_cards, read_cards
+from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, holding
 from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.routed import Router
 from dynamo_grpc.runtime import DistributedRuntime
@@ -95,14 +95,15 @@ class Catalog:
     ) -> None:
         self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
         suffix = f"{namespace}/" if namespace else ""
-        self._instances = View.start(runtime.registry, INSTANCES + suffix)
-        self._cards = View.start(runtime.registry, MODELS + suffix)
+        ask = ask_whether_it_serves(runtime.connections)
+        self._instances = View.start(runtime.registry, INSTANCES + suffix, decode_instance, ask)
+        self._cards = View.start(runtime.registry, MODELS + suffix, decode_card)
         self._models: dict[str, Model] = {}
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changes = Changes()
         self._cards.subscribe(self._reconcile)
-        self._instances.subscribe(self._changes.tell)
+        self._instances.subscribe(self._reconcile)
         runtime.connections.subscribe(self._changes.tell)
 
     @property
@@ -145,9 +146,11 @@ class Catalog:
                         break  # unknown, or gone for longer than anybody would wait
                     await self._changes.wait()
         if name in self._gone or self._lookup(name) is not None:
-            raise NoInstancesError(f"model {name!r} is known, but no worker serves it now", retry_after_s=1.0)
+            text = f"model {name!r} is known, but no worker serves it now: {self._why_nobody(name)}"
+            raise NoInstancesError(text, retry_after_s=1.0)
         if not self.is_connected:
-            raise RegistryError("the registry has not answered yet: no model is known", retry_after_s=1.0)
+            problem = self.registry.problem or self.registry.description
+            raise RegistryError(f"no model is known, the registry has not answered yet: {problem}", retry_after_s=1.0)
         known = [m.card.name for m in self.ready()]
         hint = nearest(name, known)
         raise ModelNotFoundError(
@@ -155,13 +158,21 @@ class Catalog:
             param="model",
         )
 
+    def _why_nobody(self, name: str) -> str:
+        if (model := self._lookup(name)) is None:
+            return f"its last instance left {time.monotonic() - self._gone[name]:.0f} s ago"
+        listed = [live.instance.address for live in model.instances.all()]
+        if model.instances.routable():
+            return "its files could not be prepared yet, the frontend's log says why"
+        return f"of {len(listed)} listed none answers, at {names(listed, 3)}"
+
     def _lookup(self, name: str) -> Model | None:
         return self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
 
-    def _reconcile(self) -> None:
-        """Compare our models with the cards that hold."""
-        held = {name: record.card for name, record in holding_cards(read_cards(self._cards.entries.values())).items()}
-        for name in [n for n, m in self._models.items() if n not in held or held[n].checksum != m.card.checksum]:
+    def _reconcile(self, _: Set[str]) -> None:
+        """Compare our models with those whose cards hold."""
+        held = holding(self._instances.records.values())
+        for name in [n for n, m in self._models.items() if not _holds(held.get(n), m.card)]:
             logger.info("model %r is gone", name)
             self._gone[name] = time.monotonic()
             while len(self._gone) > _MAX_KNOWN:
@@ -169,10 +180,12 @@ class Catalog:
             task = asyncio.get_running_loop().create_task(self._models.pop(name).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        for name, card in held.items():
-            if name not in self._models:
-                self._gone.pop(name, None)
-                self._models[name] = self._open(card)
+        if missing := held.keys() - self._models.keys():
+            cards = {(card.name, card.checksum): card for card in self._cards.records.values()}
+            for name in missing:
+                if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
+                    self._gone.pop(name, None)
+                    self._models[name] = self._open(card)
         self._changes.tell()
 
     def _open(self, card: model_card_pb2.ModelCard) -> Model:
@@ -237,6 +250,10 @@ async def _fetch_file(connection: Connection, file: model_card_pb2.ModelFile) ->
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise ConfigurationError(f"{file.name} of {connection.address} has another hash than its card says")
     return data
+
+
+def _holds(record: InstanceRecord | None, card: model_card_pb2.ModelCard) -> bool:
+    return record is not None and record.instance.card_checksum == card.checksum
 
 
 def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Preparation:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, Process, free_port
+from ..conftest import ROOT, Process
+from ..etcd import free_port
 
 pytestmark = pytest.mark.full
 Start = Callable[..., Process]

@@ -12,7 +12,8 @@ import dynamo_workers.tiny
 import pytest
 from tokenizers import Tokenizer
 
-from ..conftest import ROOT, Process, free_port
+from ..conftest import ROOT, Process
+from ..etcd import free_port
 
 MODEL = str(Path(dynamo_workers.tiny.__file__).parent / "model")
 

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ..conftest import Process, etcd_binary, free_port
+from ..conftest import Process
+from ..etcd import distro, free_port
 from .test_up import CHAT
 
 TTL_S = 3
@@ -33,7 +34,7 @@ class Etcd:
         args = ["--data-dir", str(self._folder / str(self._runs)), "--name", "m", "--initial-cluster-token", token]
         args += ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
         args += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"m={peer}", "--log-level", "error"]
-        self.process = subprocess.Popen([str(etcd_binary()), *args], stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([str(distro()), *args], stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while True:
             try:
@@ -49,7 +50,7 @@ class Etcd:
 
     def instances(self) -> dict[str, Any]:
         """What stands in etcd, by instance id."""
-        command = [str(etcd_binary("etcdctl")), "--endpoints", f"127.0.0.1:{self.client}", "get", "--prefix"]
+        command = [str(distro("etcdctl")), "--endpoints", f"127.0.0.1:{self.client}", "get", "--prefix"]
         output = subprocess.check_output([*command, "/dynamo_grpc/v1/instances/", "--print-value-only"], timeout=10)
         found = [json.loads(line) for line in output.splitlines() if line]
         return {instance["instance_id"]: instance for instance in found}

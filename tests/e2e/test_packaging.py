@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import ROOT, Process, free_port
+from ..conftest import ROOT, Process
+from ..etcd import free_port
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 Start = Callable[..., Process]

@@ -16,7 +16,8 @@ import httpx
 import openai
 import pytest
 
-from ..conftest import Process, free_port
+from ..conftest import Process
+from ..etcd import free_port
 
 Start = Callable[..., Process]
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me about the sea"}], "seed": 1}

@@ -13,16 +13,18 @@ import pytest
 from dynamo_grpc import ConfigurationError
 from dynamo_grpc.discovery import open_registry
 from dynamo_grpc.names import INSTANCES
-from dynamo_grpc.records import read_instances
-from dynamo_grpc.registry import Entry, Registry, View
+from dynamo_grpc.records import read_instances, to_entries
+from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 from dynamo_grpc.registry.etcd import EtcdRegistry
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
 from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.registry.static import StaticRegistry, parse_addresses
 from dynamo_grpc.testing import Mesh
+from dynamo_grpc.v1 import model_card_pb2
 
-from ..conftest import etcd_binary, eventually, free_port
+from ..conftest import eventually
+from ..etcd import distro, free_port
 
 
 class Backend(Protocol):
@@ -38,8 +40,7 @@ class WithLeases:
         self.registry = registry
 
     async def join(self, component: str) -> Callable[[], Awaitable[None]]:
-        value = f'{{"component": "{component}"}}'.encode()
-        registration = await self.registry.register({f"{INSTANCES}test/{component}/generate/01": value})
+        registration = await self.registry.register(to_entries(instance(component), None))
         await registration.wait_registered()
         return registration.close
 
@@ -79,8 +80,14 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
                 yield static
 
 
-def components(view: View) -> set[str]:
-    return {instance.component for instance in read_instances(view.entries.values())}
+def instance(component: str, instance_id: int = 1) -> model_card_pb2.Instance:
+    return model_card_pb2.Instance(
+        namespace="test", component=component, endpoint="generate", instance_id=instance_id, address="127.0.0.1:1"
+    )
+
+
+def components(view: View[Any]) -> set[str]:
+    return {record.instance.component for record in read_instances(view.entries.values())}
 
 
 async def test_a_watch_is_a_snapshot_and_then_every_change(backend: Backend) -> None:
@@ -110,7 +117,8 @@ async def test_a_watch_sees_its_prefix_alone(backend: Backend) -> None:
 async def test_list_gives_what_is_there(backend: Backend) -> None:
     assert await backend.registry.list(f"{INSTANCES}test/") == []
     leave = await backend.join("a")
-    assert [i.component for i in read_instances(await backend.registry.list(f"{INSTANCES}test/"))] == ["a"]
+    found = read_instances(await backend.registry.list(f"{INSTANCES}test/"))
+    assert [record.instance.component for record in found] == ["a"]
     await leave()
 
 
@@ -154,10 +162,10 @@ async def test_the_lease_is_kept_alive_and_ends_without_its_owner(etcd: EtcdRegi
     registration = await etcd.register({"/k/a": b"1"})
     await eventually(lambda: "/k/a" in view.entries)
     removed: list[bool] = []
-    view.subscribe(lambda: removed.append("/k/a" not in view.entries))
+    view.subscribe(lambda _: removed.append("/k/a" not in view.entries))
     await asyncio.sleep(5.0)  # more than two times to live
     assert not any(removed)
-    registration._task.cancel()  # the process is gone: nothing is revoked
+    await registration.orphan()
     await eventually(lambda: "/k/a" not in view.entries, 8.0)
     await view.close()
 
@@ -168,7 +176,7 @@ async def test_a_lease_that_was_taken_away_is_replaced(etcd: EtcdRegistry) -> No
     view = View.start(etcd, "/l/")
     registration = await etcd.register({"/l/a": b"1"})
     await registration.wait_registered()
-    await etcd.call(wire.LEASE_REVOKE, etcd_pb2.LeaseRevokeRequest(ID=registration._lease_id))
+    await etcd.client.call(wire.LEASE_REVOKE, etcd_pb2.LeaseRevokeRequest(ID=registration._lease_id))
     await eventually(lambda: not view.entries)
     await eventually(lambda: "/l/a" in view.entries, 8.0)
     await registration.close()
@@ -178,7 +186,7 @@ async def test_a_lease_that_was_taken_away_is_replaced(etcd: EtcdRegistry) -> No
 async def test_etcdctl_reads_what_was_registered(etcd: EtcdRegistry) -> None:
     registration = await etcd.register({"/dynamo_grpc/v1/instances/x": b'{"namespace": "x"}'})
     await registration.wait_registered()
-    command = [str(etcd_binary("etcdctl")), "--endpoints", etcd.settings.endpoints[0]]
+    command = [str(distro("etcdctl")), "--endpoints", etcd.settings.endpoints[0]]
     got = await asyncio.to_thread(subprocess.check_output, [*command, "get", "--prefix", "/dynamo_grpc"], text=True)
     assert got == '/dynamo_grpc/v1/instances/x\n{"namespace": "x"}\n'
     await asyncio.to_thread(subprocess.check_output, [*command, "put", "/dynamo_grpc/other", "1"])
@@ -214,7 +222,7 @@ def _all() -> Any:
 
 async def test_what_the_embedded_registry_lacks_is_said_clearly() -> None:
     async with EmbeddedRegistry(0) as server:
-        command = [str(etcd_binary("etcdctl")), "--endpoints", server.endpoint]
+        command = [str(distro("etcdctl")), "--endpoints", server.endpoint]
         failed = await asyncio.to_thread(subprocess.run, [*command, "member", "list"], capture_output=True, text=True)
         assert failed.returncode != 0
         assert "Unimplemented" in failed.stderr
@@ -272,24 +280,26 @@ async def test_static_addresses_come_and_go(mesh: Mesh, tmp_path: Path) -> None:
     for spec in (f"127.0.0.1:{port}", f"dns:localhost:{port}"):
         async with StaticRegistry(spec) as registry:
             (entry,) = read_instances(await registry.list(INSTANCES))
-            assert entry.address.endswith(f":{port}")
+            assert entry.instance.address.endswith(f":{port}")
 
 
 async def test_a_put_that_lands_late_takes_no_keys_along(etcd: EtcdRegistry) -> None:
     """The first put seems to fail, and is applied after the second: its lease must be over by then."""
     from dynamo_grpc.registry import etcd_pb2, wire
 
-    call, late = etcd.call, []
+    call, late = etcd.client.call, []
 
     async def failing(method: Any, request: Any, timeout_s: float = 3.0) -> Any:
-        if method is wire.TXN and not late:
+        if method is wire.TXN and any(op.HasField("request_put") for op in request.success) and not late:
             late.append(request)
             raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata())
         return await call(method, request, timeout_s)
 
-    etcd.call = failing  # type: ignore[method-assign]
+    etcd.client.call = failing  # type: ignore[method-assign]
     registration = await etcd.register({"/late/a": b"1"})
     await asyncio.wait_for(registration.wait_registered(), 5)
+    assert not (await call(wire.TXN, late[0])).succeeded
+    late[0].ClearField("compare")
     with pytest.raises(grpc.aio.AioRpcError, match="requested lease not found"):
         await call(wire.TXN, late[0])
     answer = await call(wire.LEASE_TIME_TO_LIVE, etcd_pb2.LeaseTimeToLiveRequest(ID=registration._lease_id, keys=True))
@@ -302,7 +312,7 @@ async def test_a_deleted_key_is_put_again(etcd: EtcdRegistry) -> None:
 
     registration = await etcd.register({"/deleted/a": b"1"})
     await registration.wait_registered()
-    await etcd.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/deleted/a"))
+    await etcd.client.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/deleted/a"))
     view = View.start(etcd, "/deleted/")
     await eventually(lambda: "/deleted/a" in view.entries)
     await view.close()
@@ -315,10 +325,9 @@ async def test_keys_that_are_no_text_hide_no_others(etcd: EtcdRegistry) -> None:
     view = View.start(etcd, "/bytes/")
     await view.wait_ready()
     for key in (b"/bytes/\xff", b"/bytes/a"):
-        await etcd.call(wire.PUT, etcd_pb2.PutRequest(key=key, value=b"\xff"))
+        await etcd.client.call(wire.PUT, etcd_pb2.PutRequest(key=key, value=b"\xff"))
     await eventually(lambda: list(view.entries) == ["/bytes/a"])
-    assert read_instances([Entry(f"{INSTANCES}x", b"\xff", 1), Entry(f"{INSTANCES}y", b"[" * 10_000, 1)]) == []
-    await etcd.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/bytes/", range_end=b"/bytes0"))
+    await etcd.client.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=b"/bytes/", range_end=b"/bytes0"))
     await eventually(lambda: not view.entries)
     await view.close()
 

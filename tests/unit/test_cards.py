@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynamo_grpc import ConfigurationError, ModelInput, ModelType
 from dynamo_grpc.cards import load_model
-from dynamo_grpc.records import holding_cards, read_cards, read_instances, refusal, to_json
+from dynamo_grpc.records import InstanceRecord, holding, read_instances, refusal, to_json
 from dynamo_grpc.registry import Entry
 from dynamo_grpc.v1 import model_card_pb2 as pb
 
@@ -69,24 +70,40 @@ def test_model_types_combine() -> None:
     assert (ModelType.Chat | ModelType.Embedding).to_proto() == [pb.MODEL_TYPE_CHAT, pb.MODEL_TYPE_EMBEDDING]
 
 
-def entry(instance: str, created: int, checksum: str) -> Entry:
-    card = pb.ModelCard(name="m", checksum=checksum)
-    return Entry(f"/dynamo_grpc/v1/models/n/c/e/{instance}", to_json(card), created)
+def record(key: str, created: int, checksum: str) -> InstanceRecord:
+    return InstanceRecord(key, created, pb.Instance(model="m", card_checksum=checksum))
 
 
 def test_the_first_card_holds() -> None:
-    held = holding_cards(read_cards([entry("b", 9, "two"), entry("a", 10, "one"), entry("c", 5, "two")]))
-    assert held["m"].card.checksum == "two"
+    held = holding([record("b", 9, "two"), record("a", 10, "one"), record("c", 5, "two"), record("d", 5, "one")])
+    assert held["m"].key == "c"
     assert refusal(pb.Instance(model="m", card_checksum="two"), held) == ""
     assert refusal(pb.Instance(model="other", card_checksum="x"), held) == ""
+    assert refusal(pb.Instance(), held) == ""
     reason = refusal(pb.Instance(model="m", card_checksum="one"), held)
     assert "two" in reason
     assert "one" in reason
 
 
+def entry(instance_id: int, value: bytes | None = None, **changes: Any) -> Entry:
+    fields = {"namespace": "n", "component": "c", "endpoint": "e", "address": "h:1", **changes}
+    stored = to_json(pb.Instance(instance_id=instance_id, **fields)) if value is None else value
+    return Entry(f"/dynamo_grpc/v1/instances/n/c/e/{instance_id:016x}", stored, 1)
+
+
 def test_bad_entries_hide_no_others(caplog: pytest.LogCaptureFixture) -> None:
-    good = Entry("/dynamo_grpc/v1/instances/n/c/e/2", to_json(pb.Instance(instance_id=2)), 1)
-    bad = Entry("/dynamo_grpc/v1/instances/n/c/e/1", b"not json", 1)
-    newer = Entry("/dynamo_grpc/v1/instances/n/c/e/3", b'{"instance_id": "3", "a_field_of_tomorrow": 1}', 1)
-    assert [i.instance_id for i in read_instances([bad, good, newer])] == [2, 3]
-    assert "is no Instance" in caplog.text
+    newer = json.dumps({**json.loads(entry(3).value), "a_field_of_tomorrow": 1, "kind": "ENDPOINT_KIND_OF_TOMORROW"})
+    entries = [
+        entry(1, b"not json"),
+        entry(2),
+        entry(3, newer.encode()),
+        entry(4, b"{}"),
+        entry(5, address=""),
+        entry(6, namespace="other"),
+        entry(7, b"\xff"),
+        entry(8, b"[" * 10_000),
+        entry(9, address="host"),
+    ]
+    assert [r.instance.instance_id for r in read_instances(entries)] == [2, 3]
+    for told in ("it is no Instance", "belongs to the key", "should be HOST:PORT", "is no namespace name"):
+        assert told in caplog.text
