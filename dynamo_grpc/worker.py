@@ -118,7 +118,9 @@ async def serve_worker(
     async with runtime, contextlib.AsyncExitStack() as stack:
         runtime.set_model(name, model)
         await runtime.start_server()  # health answers NOT_SERVING while the model loads
-        stack.enter_context(open_system_server(runtime.server, settings.system_port))
+        port = stack.enter_context(open_system_server(runtime.server, settings.system_port))
+        if port is not None:
+            logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()
         task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, on_ready))
         with stop_signals(runtime, task):

@@ -1,161 +1,264 @@
-"""etcd stops, dies, and comes back empty, under load: nobody fails, nobody restarts."""
+"""What goes wrong between a mesh and its etcd, under load: no request fails, nobody restarts, the view is right after."""
 
 import json
 import signal
-import subprocess
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from ..conftest import Process
-from ..etcd import distro, free_port
-from .test_up import CHAT
+from ..etcd import Etcd
+from ..proxy import Proxy
+from .rig import TTL_S, Rig
 
-TTL_S = 3
-
-
-class Etcd:
-    """A real etcd that can be stopped and lost."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._runs = folder, 0
-        self.client, self.peer = free_port(), free_port()
-        self.process: subprocess.Popen[bytes]
-
-    def start(self, *, keeps_data: bool = True, token: str = "one") -> None:
-        self._runs += 0 if keeps_data else 1
-        client, peer = f"http://127.0.0.1:{self.client}", f"http://127.0.0.1:{self.peer}"
-        args = ["--data-dir", str(self._folder / str(self._runs)), "--name", "m", "--initial-cluster-token", token]
-        args += ["--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer]
-        args += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"m={peer}", "--log-level", "error"]
-        self.process = subprocess.Popen([str(distro()), *args], stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 20
-        while True:
-            try:
-                if b"true" in urllib.request.urlopen(f"{client}/health", timeout=1).read():
-                    return
-            except OSError:
-                assert time.monotonic() < end, "etcd did not start"
-                time.sleep(0.1)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def instances(self) -> dict[str, Any]:
-        """What stands in etcd, by instance id."""
-        command = [str(distro("etcdctl")), "--endpoints", f"127.0.0.1:{self.client}", "get", "--prefix"]
-        output = subprocess.check_output([*command, "/dynamo_grpc/v1/instances/", "--print-value-only"], timeout=10)
-        found = [json.loads(line) for line in output.splitlines() if line]
-        return {instance["instance_id"]: instance for instance in found}
+pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
 
 @pytest.fixture
-def etcd(tmp_path: Path) -> Iterator[Etcd]:
-    server = Etcd(tmp_path)
-    server.start()
-    yield server
-    server.process.send_signal(signal.SIGCONT)
-    server.kill()
+def rig(cli: Callable[..., Process], tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    """Make a mesh on an etcd with `size` members."""
+    with ExitStack() as stack:
+
+        def make(size: int = 1, version: str = "3.5", **kwargs: object) -> Rig:
+            etcd = Etcd(tmp_path, size=size, version=version)
+            stack.callback(etcd.close)
+            etcd.start()
+            made = Rig(cli, etcd, **kwargs)  # type: ignore[arg-type]
+            stack.callback(made.close)
+            return made
+
+        yield make
 
 
-class Load:
-    """Streamed chats, one after the other, in several threads."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self._stop = url, threading.Event()
-        self.num_done, self.failed = 0, []
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(4)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        body = {**CHAT, "stream": True, "max_tokens": 20}
-        while not self._stop.is_set():
-            response = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=30)
-            if response.status_code != 200 or not response.text.endswith("data: [DONE]\n\n"):
-                self.failed.append(response.text[-300:])
-            self.num_done += 1
-
-    def get(self, path: str) -> Any:
-        """A page of the frontend."""
-        return httpx.get(f"{self.url}{path}").json()
-
-    def wait(self, seconds: float) -> None:
-        """Go on for so long; at least some requests must end meanwhile."""
-        before = self.num_done
-        time.sleep(seconds)
-        assert self.num_done > before
-
-    def end(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-
-def stopped(etcd: Etcd, load: Load) -> None:
-    etcd.process.send_signal(signal.SIGSTOP)
-    load.wait(3 * TTL_S)
-    while load.get("/health")["registry"]["unreachable_since"] is None:
-        load.wait(1)  # until pings say so
-    health = load.get("/health")
+@pytest.mark.parametrize("version", ["3.5", "current"])
+def test_etcd_is_stopped_for_30_s(rig: Callable[..., Rig], version: str) -> None:
+    mesh = rig(version=version)
+    mesh.etcd.stop()
+    mesh.load.go_on(20)
+    health = mesh.health()
     assert health["status"] == "healthy"
-    assert "registry doesn't answer" in health["message"]
-    assert "dynamo_frontend_registry_up 0.0" in httpx.get(f"{load.url}/metrics").text
-    etcd.process.send_signal(signal.SIGCONT)
+    assert health["registry"]["unreachable_since"]
+    assert health["message"].startswith("serving what was known, registry unreachable since 20")
+    assert "dynamo_frontend_registry_up 0.0" in httpx.get(f"{mesh.url}/metrics").text
+    system = mesh.workers[0].wait_for(r"system port (\d+)")[1]
+    health = httpx.get(f"http://127.0.0.1:{system}/health").json()
+    assert health["status"] == "ready"
+    assert health["message"].startswith("serving, registry unreachable since 20")
+    assert "dynamo_component_registry_up 0" in httpx.get(f"http://127.0.0.1:{system}/metrics").text
+    mesh.load.go_on(10)
+    mesh.etcd.cont()
+    mesh.until_right()
+    assert "dynamo_component_registry_up 1" in httpx.get(f"http://127.0.0.1:{system}/metrics").text
+    mesh.check()
 
 
-def restarted_on_its_data(etcd: Etcd, load: Load) -> None:
-    etcd.kill()
-    load.wait(TTL_S)
+def restarted_on_its_data(etcd: Etcd) -> None:
     etcd.start()
 
 
-def restarted_empty(etcd: Etcd, load: Load) -> None:
-    etcd.kill()
-    load.wait(1)
-    etcd.start(keeps_data=False)
+def restarted_empty(etcd: Etcd) -> None:
+    etcd.lose_data()
 
 
-def replaced(etcd: Etcd, load: Load) -> None:
-    etcd.kill()
-    load.wait(TTL_S)
-    etcd.start(keeps_data=False, token="two")  # another cluster id
+def replaced(etcd: Etcd) -> None:
+    etcd.lose_data("two")
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("fault", [stopped, restarted_on_its_data, restarted_empty, replaced], ids=lambda f: f.__name__)
-def test_an_outage_of_etcd_is_not_ours(
-    cli: Callable[..., Process], etcd: Etcd, fault: Callable[[Etcd, Load], None]
+@pytest.mark.parametrize("come_back", [restarted_on_its_data, restarted_empty, replaced], ids=lambda f: f.__name__)
+def test_etcd_is_killed_and_comes_back(rig: Callable[..., Rig], come_back: Callable[[Etcd], None]) -> None:
+    mesh = rig()
+    before = mesh.etcd.instances()
+    mesh.etcd.kill()
+    mesh.load.go_on(TTL_S)
+    come_back(mesh.etcd)
+    mesh.until_right()
+    mesh.load.go_on(2 * TTL_S)
+    mesh.until_right()
+    after = mesh.etcd.instances()
+    assert {k: v["address"] for k, v in after.items()} == {k: v["address"] for k, v in before.items()}
+    mesh.check()
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_one_of_three_members_is_lost(rig: Callable[..., Rig], who: str, how: str) -> None:
+    mesh = rig(size=3)
+    leader = mesh.etcd.leader()
+    lost = leader if who == "leader" else next(m for m in mesh.etcd.members if m is not leader)
+    if how == "killed":
+        lost.kill()
+    else:
+        lost.signal(signal.SIGSTOP)
+    mesh.load.go_on(1)
+    newcomer = mesh.add_worker()  # the watch has no gap: what changes meanwhile is seen
+    mesh.until(lambda: newcomer in mesh.routed(), 20)
+    mesh.load.go_on(2 * TTL_S)
+    assert mesh.routed() == set(mesh.instance_ids)
+    if how == "killed":
+        mesh.etcd.start()
+    else:
+        lost.signal(signal.SIGCONT)
+    mesh.until_right()
+    mesh.check()
+
+
+def test_a_worker_is_paused_beyond_its_lease(rig: Callable[..., Rig]) -> None:
+    mesh = rig(num_workers=3)
+    paused = mesh.instance_ids[0]
+    mesh.workers[0].signal(signal.SIGSTOP)
+    mesh.until(lambda: paused not in mesh.routed(), 2 * TTL_S + 5)
+    assert mesh.listed().keys() == set(mesh.instance_ids[1:])
+    for _ in range(12):
+        mesh.load.ask()  # four for each, if it were three
+    mesh.workers[0].signal(signal.SIGCONT)
+    mesh.until_right()
+    assert [mesh.listed()[i] for i in mesh.instance_ids] == [2, 1, 1]
+    mesh.check()
+
+
+def test_a_key_is_changed_and_deleted_by_hand(rig: Callable[..., Rig]) -> None:
+    mesh = rig()
+    (key, value), *_ = mesh.etcd.instances().items()
+    changed = f"{int(value['instance_id']):016x}"
+
+    def addresses() -> set[str]:
+        return {instance["address"] for instance in mesh.health()["instances"]}
+
+    before = addresses()
+    for _ in range(2):
+        mesh.etcd.ctl("put", key, json.dumps({**value, "address": "127.0.0.1:1"}))
+        mesh.until(lambda: changed not in mesh.routed(), 5)  # nobody answers there
+        mesh.load.go_on()
+        mesh.until_right()
+        assert addresses() == before
+        mesh.etcd.ctl("del", key)
+        assert key not in mesh.etcd.instances()
+        mesh.load.go_on()
+        assert changed in mesh.routed()  # it says itself that it serves
+        mesh.until_right()
+    mesh.check()
+
+
+@pytest.mark.parametrize("how", [Proxy.drop, Proxy.refuse], ids=["dropped", "refused"])
+@pytest.mark.parametrize("who", ["frontend", "worker 0"])
+def test_one_side_is_cut_off_from_etcd(rig: Callable[..., Rig], who: str, how: Callable[[Proxy], None]) -> None:
+    mesh = rig(num_workers=1, cut_off=("frontend", "worker 0"))
+    mesh.cut(who, how)
+    mesh.load.go_on(20)
+    assert mesh.routed() == set(mesh.instance_ids)
+    if who == "frontend":
+        assert mesh.health()["registry"]["unreachable_since"]
+        mesh.add_worker()  # not seen yet
+        assert len(mesh.routed()) == 1
+    else:
+        assert mesh.listed() == {}  # its lease is over, and it serves
+        assert [i["is_listed"] for i in mesh.health()["instances"]] == [False]
+    mesh.load.go_on()
+    mesh.heal()
+    mesh.until_right()
+    assert mesh.listed()[mesh.instance_ids[0]] == (1 if who == "frontend" else 2)
+    mesh.check()
+
+
+def test_the_watched_revision_is_compacted_away(rig: Callable[..., Rig]) -> None:
+    mesh = rig(cut_off=("frontend",))
+    mesh.cut("frontend", Proxy.refuse)
+    newcomer = mesh.add_worker()
+    mesh.etcd.ctl("put", "/other", "1")
+    mesh.etcd.compact()
+    mesh.load.go_on()
+    assert newcomer not in mesh.routed()
+    mesh.heal()
+    mesh.until_right()
+    assert newcomer in mesh.routed()
+    mesh.check()
+
+
+def test_two_namespaces_do_not_see_each_other(rig: Callable[..., Rig], cli: Callable[..., Process]) -> None:
+    mesh = rig(num_workers=1)
+    env = mesh._env("")
+    other = cli("worker", "echo", "--namespace", "other", env=env)
+    other.wait_for("worker ready")
+    models = {}
+    for namespace in ("dynamo", "other"):
+        front = cli("frontend", "--http-port", "0", "--namespace", namespace, env=env)
+        url = front.wait_for(r"ready at (http://\S+)")[1]
+        mesh.until(lambda url=url: httpx.get(f"{url}/v1/models").json()["data"])
+        models[namespace] = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
+    assert models == {"dynamo": ["tiny"], "other": ["echo"]}
+    mesh.check()
+
+
+@pytest.mark.parametrize("offset", ["-1h", "+1h"])
+def test_a_clock_that_is_an_hour_off_changes_nothing(
+    rig: Callable[..., Rig], cli: Callable[..., Process], library: Path, offset: str
 ) -> None:
-    env = {"ETCD_ENDPOINTS": f"127.0.0.1:{etcd.client}", "ETCD_LEASE_TTL": str(TTL_S)}
-    workers = [cli("worker", "tiny", env=env) for _ in range(2)]
-    for worker in workers:
-        worker.wait_for("worker ready")
-    front = cli("frontend", "--http-port", "0", env=env)
-    url = front.wait_for(r"ready at (http://\S+)")[1]
-    before = etcd.instances()
-    assert len(before) == 2
-    load = Load(url)
-    load.wait(1)
-    fault(etcd, load)
-    end = time.monotonic() + 10
-    while etcd.instances().keys() != before.keys():
-        assert time.monotonic() < end, "not registered again within 10 s"
-        time.sleep(0.2)
-    load.wait(2 * TTL_S)
-    load.end()
-    assert load.failed == []
-    after = etcd.instances()
-    assert after.keys() == before.keys()
-    assert {i["address"] for i in after.values()} == {i["address"] for i in before.values()}
-    assert all(process._popen.poll() is None for process in (*workers, front))
-    health = load.get("/health")
-    assert health["registry"]["unreachable_since"] is None
-    assert {i["instance_id"] for i in health["instances"]} == {f"{int(i):016x}" for i in after}
+    mesh = rig(num_workers=1)
+    fake = {"LD_PRELOAD": str(library), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    worker = cli("worker", "tiny", env={**mesh._env(""), **fake})
+    mesh.workers.append(worker)
+    mesh.instance_ids.append(worker.wait_for(r"worker ready at .* instance (\w{16})")[1])
+    mesh.until_right()
+    mesh.load.go_on(3 * TTL_S)
+    mesh.until_right()
+    shown = cli("ps", "--json", env=mesh._env(""))
+    assert shown.wait() == 0
+    ages = {row["instance"]: row["age"] for row in map(json.loads, shown.output.splitlines())}
+    assert ages.keys() == set(mesh.instance_ids)
+    assert all(age.endswith("s") for age in ages.values()), ages
+    doctor = cli("doctor", "--frontend", mesh.url, env=mesh._env(""))
+    assert doctor.wait() == 0
+    assert f"its clock is 3600 s {'behind' if offset == '-1h' else 'ahead of'} ours" in doctor.output
+    worker.signal(signal.SIGSTOP)
+    mesh.until(lambda: len(mesh.routed()) == 1, 15)
+    worker.signal(signal.SIGCONT)
+    mesh.until_right()
+    mesh.check()
+
+
+@pytest.fixture
+def library() -> Path:
+    """What shifts a process's clock."""
+    import os
+
+    from ..etcd import TOOLS
+
+    path = TOOLS / "libfaketime.so.1"
+    if not path.exists():
+        message = "no libfaketime: `make test-full` unpacks it where Debian's apt is"
+        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return path
+
+
+def test_garbage_and_newer_schemas_hide_nobody(rig: Callable[..., Rig], cli: Callable[..., Process]) -> None:
+    mesh = rig()
+    garbage = {
+        "/dynamo_grpc/v1/instances/dynamo/backend/generate/garbage": "not json",
+        "/dynamo_grpc/v1/instances/x": '{"namespace": "x"}',
+        "/dynamo_grpc/v1/models/dynamo/backend/generate/1": "[]",
+        "/dynamo_grpc/v2/instances/dynamo/backend/generate/1": "{}",
+    }
+    for key, value in garbage.items():
+        mesh.etcd.ctl("put", key, value)
+    mesh.load.go_on()
+    mesh.workers[0].signal(signal.SIGTERM)
+    assert mesh.workers[0].wait() == 0
+    gone = mesh.instance_ids.pop(0)
+    mesh.workers.pop(0)
+    mesh.until(lambda: gone not in mesh.routed())
+    front = mesh.frontend.output
+    assert front.count("generate/garbage is left out: it is no Instance") == 1
+    assert front.count("instances/x is left out") == 1
+    doctor = cli("doctor", "--frontend", mesh.url, env=mesh._env(""))
+    assert doctor.wait() == 0
+    assert "of another schema than this version" in doctor.output
+    assert "generate/garbage is left out: it is no Instance" in doctor.output
+    time.sleep(0.5)
+    for key in garbage:
+        mesh.etcd.ctl("del", key)
+    mesh.until_right()
+    mesh.check()

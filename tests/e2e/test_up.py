@@ -225,7 +225,7 @@ def test_start_order_does_not_matter(cli: Start) -> None:
     time.sleep(4.0)  # the lease
     ps = cli("ps", env=env)
     ps.wait()
-    assert ps.output == "no instances are registered\n"
+    assert ps.output.startswith("no instances are registered")
     registry.signal(signal.SIGTERM)
     assert registry.wait() == 0
 
