@@ -49,13 +49,14 @@ class Live:
     """An instance and the connection to it."""
 
     key: str
+    instance_id: int
     instance: model_card_pb2.Instance
     connection: Connection
 
     @property
-    def instance_id(self) -> int:
-        """Its id."""
-        return self.instance.instance_id
+    def num_inflight(self) -> int:
+        """Requests this process has running there."""
+        return self.connection.num_inflight
 
 
 class InstanceSet:
@@ -75,10 +76,15 @@ class InstanceSet:
         self._view, self._connections, self._accepts = view, connections, accepts
         self._live: dict[str, Live] = {}
         self._sorted: list[Live] | None = []
+        self._routable: list[Live] | None = None
         self._gone: set[str] = set()
         self._changes = Changes()
         view.subscribe(self._refresh)
-        connections.subscribe(self._changes.tell)
+        connections.subscribe(self._on_connection)
+
+    def _on_connection(self) -> None:
+        self._routable = None
+        self._changes.tell()
 
     def _refresh(self, changed: Set[str]) -> None:
         """Take over what changed in the view."""
@@ -88,6 +94,7 @@ class InstanceSet:
             has_changed |= self._put(record) if record and self._accepts(record.instance) else self._drop(key)
         if has_changed:
             self._sorted = None
+        self._routable = None
         self._changes.tell()
 
     def _put(self, record: InstanceRecord) -> bool:
@@ -98,7 +105,7 @@ class InstanceSet:
             return False
         connection = self._connections.acquire(record.instance.address)
         self._drop(record.key)
-        self._live[record.key] = Live(record.key, record.instance, connection)
+        self._live[record.key] = Live(record.key, record.instance.instance_id, record.instance, connection)
         return True
 
     def _drop(self, key: str) -> bool:
@@ -115,17 +122,17 @@ class InstanceSet:
         return self._sorted
 
     def routable(self, excluded: frozenset[int] = frozenset()) -> list[Live]:
-        """Those that can be called now, without the excluded ones."""
-        gone = self._gone
-        return [
-            live
-            for live in self.all()
-            if live.connection.is_up and live.instance_id not in excluded and live.key not in gone
-        ]
+        """Those that can be called now, without the excluded ones, in order of their ids; don't change the list."""
+        if self._routable is None:
+            self._routable = [live for live in self.all() if live.connection.is_up and live.key not in self._gone]
+        if not excluded:
+            return self._routable
+        return [live for live in self._routable if live.instance_id not in excluded]
 
     def mark_gone(self, instance_id: int) -> None:
         """Another process answers at its address: leave it out until it registers again."""
         self._gone |= {live.key for live in self.all() if live.instance_id == instance_id}
+        self._routable = None
 
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""
@@ -142,8 +149,8 @@ class InstanceSet:
     def close(self) -> None:
         """Let go of the connections."""
         self._view.unsubscribe(self._refresh)
-        self._connections.unsubscribe(self._changes.tell)
+        self._connections.unsubscribe(self._on_connection)
         for key in list(self._live):
             self._drop(key)
-        self._sorted = None
+        self._sorted = self._routable = None
         self._changes.tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,14 +35,14 @@ def to_entries(instance: model_card_pb2.Instance, card: model_card_pb2.ModelCard
     return entries
 
 
-def from_json(entry: Entry, message: _M) -> _M:
+def from_json(value: bytes, message: _M) -> _M:
     """Read a record. Fields that are not known yet are left out.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return json_format.Parse(entry.value, message, ignore_unknown_fields=True)
+        return json_format.Parse(value, message, ignore_unknown_fields=True)
     except (ValueError, RecursionError, json_format.ParseError) as error:
         raise ValueError(f"it is no {message.DESCRIPTOR.name}: {error}") from error
 
@@ -61,7 +62,7 @@ def parse_instance(entry: Entry) -> InstanceRecord:
     Raises:
         ValueError: it holds none that could be called; says why.
     """
-    instance = from_json(entry, model_card_pb2.Instance())
+    instance = from_json(entry.value, model_card_pb2.Instance())
     name = EndpointName(instance.namespace, instance.component, instance.endpoint)
     if (expected := name.instance_key(instance.instance_id)) != entry.key:
         raise ValueError(f"its value belongs to the key {expected}")
@@ -70,12 +71,17 @@ def parse_instance(entry: Entry) -> InstanceRecord:
 
 
 def parse_card(entry: Entry) -> model_card_pb2.ModelCard:
-    """The model card in a registry entry.
+    """The model card in a registry entry; don't change it, all workers of a model have the same.
 
     Raises:
         ValueError: it holds none.
     """
-    return from_json(entry, model_card_pb2.ModelCard())
+    return _parse_card(entry.value)
+
+
+@functools.lru_cache(maxsize=128)
+def _parse_card(value: bytes) -> model_card_pb2.ModelCard:
+    return from_json(value, model_card_pb2.ModelCard())
 
 
 def decode_instance(entry: Entry) -> InstanceRecord | None:

@@ -15,7 +15,7 @@ from dynamo_grpc.delivery import Delivery, M, OutputStream
 from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, Retry, WrongInstanceError, names
 from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
-from dynamo_grpc.routing import Candidate, Policy, RouterMode, make_policy
+from dynamo_grpc.routing import Policy, RouterMode, make_policy
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
 #: How many instances a request is tried at before its first output.
@@ -137,13 +137,12 @@ class Router:
         policy = self._policies[mode]
         if policy is None:
             raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
-        routable = {live.instance_id: live for live in self.instances.routable(excluded)}
+        routable = self.instances.routable(excluded)
         if not routable:
             down = len(self.instances.all()) - len(excluded)
             state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
             raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
-        chosen = policy.choose([Candidate(i, live.connection.num_inflight) for i, live in routable.items()])
-        return routable[chosen.instance_id]
+        return policy.choose(routable)
 
     async def _choose_later(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
         """Pick an instance after a failure; while there is none, wait for one."""

@@ -32,7 +32,14 @@ _OPTIONS = (
 _CALL_S = 3.0
 Metadata = tuple[tuple[str, str], ...]
 _PAGE = 1_000
-_MOVE_ON = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+#: What says that a member is no good, not that a request is; UNKNOWN is etcd's own time-out without a quorum.
+_MOVE_ON = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
 
 
 class EtcdClient:

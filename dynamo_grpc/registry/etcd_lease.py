@@ -200,8 +200,14 @@ class EtcdRegistration(Registration):
                     await self._wake.wait()
             is_asked = self._wake.is_set()
             self._wake.clear()
-            if not self._is_lost:
+            if self._is_lost:
+                return
+            try:
                 await self._claim(is_check=not is_asked)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:  # the lease: it ended before its keep-alive told
+                    return
+                raise
 
     async def _claim(self, *, is_check: bool = False) -> None:
         """Put what isn't there as it should be: at first, after an update, and when somebody changed or deleted it.
@@ -223,10 +229,10 @@ class EtcdRegistration(Registration):
                 if values is self._values:
                     break
                 continue
-            if is_check and wrong:
-                logger.warning("somebody changed or deleted %s, putting it back", ", ".join(sorted(wrong)))
             if await self._put(values, {key: found[key] for key in wrong}):
                 self._keys = set(values)
+                if is_check:
+                    logger.warning("somebody had changed or deleted %s: put back", ", ".join(sorted(wrong)))
         self._registered.set()
 
     async def _read(self, values: Mapping[str, bytes]) -> dict[str, pb.KeyValue]:

@@ -5,29 +5,34 @@ A policy is given the candidates (discovered, up, not excluded) and picks one. N
 
 from __future__ import annotations
 
+import bisect
 import enum
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Protocol):
     """An instance that could take the request.
 
     Attributes:
         num_inflight: requests this process has running there.
     """
 
-    instance_id: int
-    num_inflight: int = 0
+    @property
+    def instance_id(self) -> int: ...
+
+    @property
+    def num_inflight(self) -> int: ...
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 class Policy(Protocol):
-    """Picks one of the candidates, which are never none."""
+    """Picks one of the candidates, which are never none and come in order of their ids."""
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate: ...
+    def choose(self, candidates: Sequence[C]) -> C: ...
 
 
 class RouterMode(enum.Enum):
@@ -46,10 +51,10 @@ class RoundRobin:
     def __init__(self, rng: random.Random) -> None:
         self._last = rng.getrandbits(64)  # clients that start together don't all begin with the same one
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+    def choose(self, candidates: Sequence[C]) -> C:
         """The one with the next higher id, or the first."""
-        later = [c for c in candidates if c.instance_id > self._last]
-        chosen = min(later or candidates, key=lambda c: c.instance_id)
+        place = bisect.bisect_right(candidates, self._last, key=lambda c: c.instance_id)
+        chosen = candidates[place % len(candidates)]
         self._last = chosen.instance_id
         return chosen
 
@@ -60,7 +65,7 @@ class Random:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+    def choose(self, candidates: Sequence[C]) -> C:
         """One by chance."""
         return self._rng.choice(candidates)
 
@@ -71,7 +76,7 @@ class LeastLoaded:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+    def choose(self, candidates: Sequence[C]) -> C:
         """The least loaded."""
         fewest = min(c.num_inflight for c in candidates)
         return self._rng.choice([c for c in candidates if c.num_inflight == fewest])
@@ -83,7 +88,7 @@ class PowerOfTwoChoices:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate:
+    def choose(self, candidates: Sequence[C]) -> C:
         """The less loaded of two."""
         pair = self._rng.sample(candidates, min(2, len(candidates)))
         return min(pair, key=lambda c: c.num_inflight)

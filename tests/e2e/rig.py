@@ -40,9 +40,9 @@ class Load:
             body = {**CHAT, "stream": True, "max_tokens": 20}
             response = httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60)
             if response.status_code != 200 or not response.text.endswith("data: [DONE]\n\n"):
-                self.failed.append(response.text[-300:])
+                self.failed.append(f"{time.ctime()} {response.headers.get('x-request-id')} {response.text[-300:]}")
         except httpx.HTTPError as error:
-            self.failed.append(repr(error))
+            self.failed.append(f"{time.ctime()} {error!r}")
         self.num_done += 1
 
     def go_on(self, seconds: float = 0.0) -> None:
@@ -143,7 +143,7 @@ class Rig:
         """Nobody failed, nobody restarted; the load ends."""
         self.load.go_on()
         self.load.end()
-        assert self.load.failed == []
+        assert not self.load.failed, self.load.failed
         assert all(process._popen.poll() is None for process in (*self.workers, self.frontend))
         for process in (*self.workers, self.frontend):
             assert "Traceback" not in process.output

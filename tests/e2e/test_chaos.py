@@ -236,6 +236,7 @@ def test_random_faults(mesh: Rig) -> None:
             num_rounds += 1
             rest()
             mesh.load.go_on()
+            assert not mesh.load.failed, mesh.load.failed
         mesh.until(lambda: held()[0] == leases == 3, 20)
         mesh.until(lambda: held()[2] <= tasks, 20)
         mesh.until(lambda: all(now <= then + 4 for now, then in zip(held()[1], files, strict=True)), 60)

@@ -116,8 +116,8 @@ def test_other_versions_that_we_support(tmp_path: Path, versions: list[str]) -> 
     unit = [
         f"unit/test_{name}.py" for name in ("errors", "context", "messages", "generation", "validation", "handlers")
     ]
-    real = [f"integration/test_{name}.py" for name in ("calls", "cancel", "health", "instances", "models", "registry")]
-    chosen = [f"tests/{name}" for name in (*unit, *real)]
+    names = ("calls", "cancel", "health", "instances", "models", "registry", "registry_outage")
+    chosen = [f"tests/{name}" for name in (*unit, *(f"integration/test_{name}.py" for name in names))]
     out = run(str(binaries / "pytest"), "-q", "-p", "no:cacheprovider", "-m", "not full", *chosen, cwd=ROOT)
     assert " passed" in out
     found = run(str(binaries / "python"), "-c", "import grpc; print(grpc.__version__)", cwd=tmp_path)

@@ -98,7 +98,7 @@ class Real(Store):
 @pytest.fixture(
     params=[
         "embedded",
-        "3.5",
+        pytest.param("3.5", marks=pytest.mark.full),
         pytest.param("current", marks=pytest.mark.full),
         pytest.param("3.4", marks=pytest.mark.full),
         pytest.param("3.5 x 3", marks=pytest.mark.full),
