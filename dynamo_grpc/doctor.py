@@ -9,7 +9,9 @@ from typing import Any
 
 from dynamo_grpc.errors import names
 from dynamo_grpc.names import nearest
+from dynamo_grpc.records import holding_everywhere
 from dynamo_grpc.survey import Answer, Sighting, shown_age
+from dynamo_grpc.v1 import control_pb2
 
 #: Clocks further apart than this make logs and traces hard to read; nothing in the mesh depends on them.
 _SKEW_S = 2.0
@@ -123,7 +125,7 @@ def _instance(sighting: Sighting, facts: Facts) -> list[Finding]:
             text = f"{where}: ready{model}, epoch {instance.epoch}, registered {shown_age(sighting.age_s)} ago"
             findings = [Finding("instances", Level.OK, text)]
         case "refused":
-            findings = [Finding("instances", Level.PROBLEM, f"{where}: {sighting.refused_because}", 40)]
+            findings = [Finding("instances", Level.PROBLEM, f"{where}: {sighting.refused_because}", 72)]
         case "unreachable":
             hint = ""
             if instance.address.startswith(("127.", "localhost:", "[::1]:", "0.0.0.0:")):
@@ -160,11 +162,17 @@ def _stranger(answer: Answer, facts: Facts) -> list[Finding]:
         return [Finding(about, Level.PROBLEM, f"{answer.address}: does not answer: {answer.error}", 60)]
     said = answer.said
     served = [f"{i.namespace}.{i.component}.{i.endpoint}" for i in said.instances]
-    if not said.registry.description:
+    state = control_pb2.WorkerState.Name(said.state).removeprefix("WORKER_STATE_").lower()
+    if facts.unreachable:
+        text = f"{answer.address}: serves {names(served)}, is {state}, and registers with {said.registry.description}"
+        return [Finding(about, Level.NOTE, text)]
+    if said.state != control_pb2.WORKER_STATE_READY and not said.registry.problem:
+        why = f"it is {state}"
+    elif not said.registry.description:
         why = "it doesn't say where it registers"
     elif said.registry.problem:
         why = f"it can't register with {said.registry.description}: {said.registry.problem}"
-    elif said.registry.description != facts.registry:
+    elif not _is_same(said.registry.description, facts.registry):
         why = f"it registers with {said.registry.description}, and you look at {facts.registry}"
     else:
         why = "its registration is on its way, or was taken away"
@@ -189,23 +197,45 @@ def _frontend(facts: Facts) -> list[Finding]:
         findings.append(Finding(about, Level.WARNING, text))
     if (version := health.get("version")) and version != facts.version:
         findings.append(Finding(about, Level.NOTE, f"version {version}, this one is {facts.version}"))
-    namespace = health.get("namespace")
+    return [*findings, *_routed(health, facts)]
+
+
+def _routed(health: dict[str, Any], facts: Facts) -> list[Finding]:
+    """What a frontend should route to, and doesn't."""
+    about, namespace, described = "frontend", health.get("namespace"), health["registry"].get("description")
     ready = [s for s in facts.sightings if s.state == "ready" and s.record.instance.model]
+    findings = []
     hidden = [s for s in ready if namespace and s.record.instance.namespace != namespace]
     if hidden:
         others = sorted({s.record.instance.namespace for s in hidden})
         text = f"it serves namespace {namespace!r} alone, there are models in {names(others)} too"
         findings.append(Finding(about, Level.NOTE if len(hidden) < len(ready) else Level.PROBLEM, text, 70))
-    shown = {i["instance_id"] for i in health.get("instances", [])}
-    unseen = [s for s in ready if s not in hidden and f"{s.record.instance.instance_id:016x}" not in shown]
-    if unseen and registry.get("description") != facts.registry and len(unseen) == len(ready):
-        text = f"it looks at {registry.get('description')}, and the instances are in {facts.registry}"
+    left_out = [] if namespace else _in_another_card(ready)
+    if left_out:
+        models = names(sorted({s.record.instance.model for s in left_out}))
+        spaces = names(sorted({s.record.instance.namespace for s in left_out}))
+        text = f"it serves all namespaces, and {models} has another card in {spaces}: start it with --namespace"
+        findings.append(Finding(about, Level.PROBLEM, text, 71))
+    shown = {instance.get("instance_id") for instance in health["instances"]}
+    expected = [s for s in ready if s not in hidden and s not in left_out]
+    unseen = [i for s in expected if (i := f"{s.record.instance.instance_id:016x}") not in shown]
+    if unseen and len(unseen) == len(ready) and not _is_same(described, facts.registry):
+        text = f"it looks at {described}, and the instances are in {facts.registry}"
         findings.append(Finding(about, Level.PROBLEM, text, 85))
     elif unseen:
-        ids = names([f"{s.record.instance.instance_id:016x}" for s in unseen], 3)
-        text = f"{ids} are ready and it doesn't route to them: can it reach their addresses?"
+        text = f"{names(unseen, 3)} are ready and it doesn't route to them: can it reach their addresses?"
         findings.append(Finding(about, Level.PROBLEM, text, 65))
     return findings
+
+
+def _in_another_card(ready: Sequence[Sighting]) -> list[Sighting]:
+    """Those that a frontend of all namespaces leaves out: another card holds for the name in another namespace."""
+    held = holding_everywhere(sighting.record for sighting in ready)
+    return [
+        sighting
+        for sighting in ready
+        if sighting.record.instance.card_checksum != held[sighting.record.instance.model].instance.card_checksum
+    ]
 
 
 def _wanted(facts: Facts) -> list[Finding]:
@@ -225,7 +255,18 @@ def _wanted(facts: Facts) -> list[Finding]:
 
 
 def _names(sighting: Sighting) -> set[str]:
-    instance = sighting.record.instance
-    return {f"{instance.namespace}.{instance.component}.{instance.endpoint}"} | (
-        {instance.model} if instance.model else set()
-    )
+    """What a request could ask for to reach it: endpoint, model, and the model's other names."""
+    instance, said = sighting.record.instance, sighting.answer.said
+    cards = said.cards if said is not None else ()
+    aliases = {alias for card in cards if card.name == instance.model for alias in card.aliases}
+    return {f"{instance.namespace}.{instance.component}.{instance.endpoint}", instance.model, *aliases} - {""}
+
+
+def _is_same(described: str | None, other: str) -> bool:
+    """Whether two descriptions are of one registry, however its endpoints are written."""
+    return _endpoints(described or "") == _endpoints(other)
+
+
+def _endpoints(described: str) -> set[str]:
+    kind, _, endpoints = described.rpartition(" ")
+    return {kind, *(endpoint.rpartition("//")[2] for endpoint in endpoints.split(","))}

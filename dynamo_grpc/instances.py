@@ -15,26 +15,38 @@ from dynamo_grpc.registry.view import View
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 
 _ANSWER_S = 2.0
+_TIMES_ASKED = 2
 _MAX_ASKED = 64
 
 
 def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord], Awaitable[bool]]:
     """How instances are asked that the registry lost: whether they say themselves that they are ready.
 
-    One that is frozen, gone, draining or replaced by another process doesn't say so.
+    One that is frozen, gone, draining or replaced by another process doesn't say so; one that is busy is asked twice.
     """
     limit = asyncio.Semaphore(_MAX_ASKED)
 
-    async def ask(record: InstanceRecord) -> bool:
-        wanted = record.instance
-        connection = connections.acquire(wanted.address)
+    async def describe(address: str) -> control_pb2.DescribeResponse | None:
+        connection = connections.acquire(address)
         try:
-            async with limit:
-                answer = await connection.control.Describe(control_pb2.DescribeRequest(), timeout=_ANSWER_S)
-        except grpc.aio.AioRpcError:
-            return False
+            for _ in range(_TIMES_ASKED):
+                try:
+                    async with limit:
+                        answer: control_pb2.DescribeResponse = await connection.control.Describe(
+                            control_pb2.DescribeRequest(), timeout=_ANSWER_S
+                        )
+                        return answer
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                        return None
+            return None
         finally:
             connections.release(connection)
+
+    async def ask(record: InstanceRecord) -> bool:
+        wanted, answer = record.instance, await describe(record.instance.address)
+        if answer is None:
+            return False
         return answer.state == control_pb2.WORKER_STATE_READY and any(
             (i.instance_id, i.namespace, i.component, i.endpoint)
             == (wanted.instance_id, wanted.namespace, wanted.component, wanted.endpoint)

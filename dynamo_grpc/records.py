@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _M = TypeVar("_M", bound=Message)
 _R = TypeVar("_R")
+_K = TypeVar("_K")
 
 
 def to_json(message: Message) -> bytes:
@@ -107,20 +108,30 @@ def read_instances(entries: Iterable[Entry]) -> list[InstanceRecord]:
     return [record for entry in sorted(entries, key=lambda e: e.key) if (record := decode_instance(entry))]
 
 
-def holding(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:
-    """Who decides which card holds for each model name: the instance that was registered first."""
-    held: dict[str, InstanceRecord] = {}
+def holding(records: Iterable[InstanceRecord]) -> dict[tuple[str, str], InstanceRecord]:
+    """Who decides which card holds, by namespace and model name: the instance that was registered first."""
+    return _first(records, lambda instance: (instance.namespace, instance.model))
+
+
+def holding_everywhere(records: Iterable[InstanceRecord]) -> dict[str, InstanceRecord]:
+    """The same by model name alone, for those who serve all namespaces."""
+    return _first(records, lambda instance: instance.model)
+
+
+def _first(records: Iterable[InstanceRecord], key: Callable[[model_card_pb2.Instance], _K]) -> dict[_K, InstanceRecord]:
+    held: dict[_K, InstanceRecord] = {}
     for record in records:
-        if name := record.instance.model:
+        if record.instance.model:
+            name = key(record.instance)
             first = held.get(name)
             if first is None or (record.created, record.key) < (first.created, first.key):
                 held[name] = record
     return held
 
 
-def refusal(instance: model_card_pb2.Instance, held: Mapping[str, InstanceRecord]) -> str:
+def refusal(instance: model_card_pb2.Instance, held: Mapping[tuple[str, str], InstanceRecord]) -> str:
     """Why an instance gets no traffic, in a sentence; empty when it may have some."""
-    holder = held.get(instance.model) if instance.model else None
+    holder = held.get((instance.namespace, instance.model))
     if holder is None or holder.instance.card_checksum == instance.card_checksum:
         return ""
     return (

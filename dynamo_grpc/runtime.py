@@ -234,7 +234,7 @@ class DistributedRuntime(AsyncClosing):
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)
             if served.card:
-                instances = View.start(self.registry, INSTANCES, decode_instance)
+                instances = View.start(self.registry, f"{INSTANCES}{name.namespace}/", decode_instance)
                 stack.push_async_callback(instances.close)
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 instances.subscribe(lambda _: self._check_card(served, instances, tasks))
@@ -254,10 +254,10 @@ class DistributedRuntime(AsyncClosing):
 
     async def _leave(self, name: EndpointName, registration: Registration) -> None:
         """However serving an endpoint ends: it is not listed any more, and others don't wait for it."""
+        if not self._shutdown.is_set():  # before it leaves the registry: who asks then is not told that it serves
+            self.server.served.pop(str(name), None)
         await registration.close()
         self._registrations.discard(registration)
-        if not self._shutdown.is_set():
-            self.server.served.pop(str(name), None)
 
     async def or_shutdown(self, work: Awaitable[None]) -> bool:
         """Whether `work` was done before the shutdown."""

@@ -62,10 +62,10 @@ class Sighting:
     @property
     def age_s(self) -> float | None:
         """Seconds since it registered, both by the worker's own clock; None if it doesn't tell its time."""
-        said = self.answer.said
-        if said is None or not said.HasField("measured_at"):
+        said, instance = self.answer.said, self.record.instance
+        if said is None or not said.HasField("measured_at") or not instance.HasField("registered_at"):
             return None
-        return said.measured_at.ToNanoseconds() / 1e9 - self.record.instance.registered_at.ToNanoseconds() / 1e9
+        return said.measured_at.ToNanoseconds() / 1e9 - instance.registered_at.ToNanoseconds() / 1e9
 
 
 async def ask(address: str, timeout_s: float = 2.0) -> Answer:

@@ -85,20 +85,22 @@ def _health(server: Server) -> tuple[bool, dict[str, Any]]:
         "requests": len(server.requests),
     }
     if (registry := server.registry) is not None:
-        body["registry"] = registry.status()
-        if registry.unreachable_since is not None:
-            state = "serving" if is_serving else "not serving"
-            body["message"] = f"{state}, registry unreachable since {body['registry']['unreachable_since']}"
+        body["registry"] = status = registry.status()
+        state = "serving" if is_serving else "not serving"
+        if status["unreachable_since"]:
+            body["message"] = f"{state}, registry unreachable since {status['unreachable_since']}"
+        elif status["problem"]:
+            body["message"] = f"{state}, {status['problem']}"
     return is_serving, body
 
 
 def _metrics(server: Server) -> str:
-    is_up = server.registry is None or server.registry.unreachable_since is None
+    is_up = server.registry is None or not server.registry.problem
     return (
         "# HELP dynamo_component_inflight_requests Requests that run now.\n"
         "# TYPE dynamo_component_inflight_requests gauge\n"
         f"dynamo_component_inflight_requests {len(server.requests)}\n"
-        "# HELP dynamo_component_registry_up Whether the registry answers: 1 or 0.\n"
+        "# HELP dynamo_component_registry_up Whether all works that is done with the registry: 1 or 0.\n"
         "# TYPE dynamo_component_registry_up gauge\n"
         f"dynamo_component_registry_up {int(is_up)}\n"
     )

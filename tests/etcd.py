@@ -74,13 +74,13 @@ class Member:
     def peer_url(self) -> str:
         return f"http://127.0.0.1:{self.peer_port}"
 
-    def start(self, path: Path, run: int, cluster: str, token: str) -> None:
+    def start(self, path: Path, run: int, cluster: str, token: str, *more: str) -> None:
         args = [
             str(path), "--name", self.name, "--data-dir", str(self._folder / f"{self.name}-{run}"),
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url,
             "--initial-cluster", cluster, "--initial-cluster-token", token,
-            "--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error",
+            "--heartbeat-interval", "50", "--election-timeout", "500", "--log-level", "error", *more,
         ]  # fmt: skip
         if self._tls:
             args += ["--cert-file", self._tls.cert, "--key-file", self._tls.key]
@@ -104,10 +104,19 @@ class Etcd:
     Args:
         size: how many members.
         version: one of BINARIES.
+        flags: more of etcd's own.
     """
 
-    def __init__(self, folder: Path, *, size: int = 1, version: str = "3.5", tls: Tls | None = None) -> None:
-        self._path, self._tls, self._run = binary(version), tls, 0
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: int = 1,
+        version: str = "3.5",
+        tls: Tls | None = None,
+        flags: tuple[str, ...] = (),
+    ) -> None:
+        self._path, self._tls, self._run, self._flags = binary(version), tls, 0, flags
         self.members = [Member(f"m{i}", folder, tls) for i in range(size)]
         self._cluster = ",".join(f"{m.name}={m.peer_url}" for m in self.members)
         self._token = "one"
@@ -125,7 +134,15 @@ class Etcd:
 
     def start_member(self, member: Member) -> None:
         if member.process is None:
-            member.start(self._path, self._run, self._cluster, self._token)
+            member.start(self._path, self._run, self._cluster, self._token, *self._flags)
+
+    def add_learner(self, folder: Path) -> Member:
+        """A member that doesn't vote yet; clients can't use it."""
+        learner = Member("learner", folder, self._tls)
+        self.ctl("member", "add", learner.name, "--learner", "--peer-urls", learner.peer_url)
+        cluster = f"{self._cluster},{learner.name}={learner.peer_url}"
+        learner.start(self._path, self._run, cluster, self._token, "--initial-cluster-state", "existing")
+        return learner
 
     def wait_healthy(self) -> None:
         end = time.monotonic() + 30

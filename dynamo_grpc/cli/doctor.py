@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import time
 import urllib.error
@@ -122,7 +123,11 @@ async def _members(registry: Registry) -> list[tuple[str, str, bool]]:
         try:
             status = await registry.client.status(endpoint)
         except grpc.aio.AioRpcError as error:
-            members.append((endpoint, wire.describe(error), False))
+            is_answer = wire.is_refusal(error)
+            text = (
+                f"answers, and does not tell its status: {wire.describe(error)}" if is_answer else wire.describe(error)
+            )
+            members.append((endpoint, text, is_answer))
             continue
         text = f"answers in {(time.monotonic() - started) * 1000:.1f} ms, etcd {status.version}"
         members.append((endpoint, text + ("" if status.leader else ", knows no leader"), bool(status.leader)))
@@ -130,15 +135,21 @@ async def _members(registry: Registry) -> list[tuple[str, str, bool]]:
 
 
 def _health(url: str) -> tuple[dict[str, Any] | None, str]:
+    """What a frontend says of itself, or why it doesn't."""
     if not url:
         return None, ""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=3.0) as answer:  # noqa: S310 - the user's URL
-            return json.load(answer), ""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{url.rstrip('/')}/health", timeout=3.0) as answer:
+            body = answer.read()
     except urllib.error.HTTPError as error:  # 503 has a body that says why
-        try:
-            return json.load(error), ""
-        except ValueError:
-            return None, f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
+        body = error.read()
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return None, f"does not answer: {getattr(error, 'reason', error)}"
+    try:
+        health = json.loads(body)
+        if isinstance(health["registry"], dict) and isinstance(health["instances"], list):
+            return health, ""
+    except (ValueError, TypeError, KeyError):
+        pass
+    return None, "what answers there is no frontend of dynamo-grpc"

@@ -60,20 +60,26 @@ async def _once(registry: Registry, prefix: str) -> list[Row]:
 async def _watch(registry: Registry, prefix: str, as_json: bool) -> None:
     async with registry:
         view = View.start(registry, prefix, decode_instance)
-        changed, last = asyncio.Event(), ""
+        changed, last, told = asyncio.Event(), "", ""
         view.subscribe(lambda _: changed.set())
         try:
             while True:
                 changed.clear()
                 rows = [_row(sighting) for sighting in await survey(view.records.values(), timeout_s=_EVERY_S)]
-                problem = registry.problem or ("" if view.is_ready else "not read yet")
+                problem = registry.problem
                 if sys.stdout.isatty():
                     click.clear()
                     click.echo(registry.description + (f"  ({problem})" if problem else "") + "\n")
-                    _show(rows, as_json)
-                elif (now := json.dumps([{k: v for k, v in row.items() if k != "age"} for row in rows])) != last:
-                    last = now
-                    _show(rows, as_json)
+                    if view.is_ready:
+                        _show(rows, as_json)
+                else:
+                    if problem != told:
+                        told = problem
+                        click.echo(f"{registry.description}: {problem or 'works again'}", err=True)
+                    now = json.dumps([{k: v for k, v in row.items() if k != "age"} for row in rows])
+                    if view.is_ready and now != last:
+                        last = now
+                        _show(rows, as_json)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_EVERY_S):
                         await changed.wait()

@@ -79,7 +79,7 @@ class Registry(ABC):
     @property
     def unreachable_since(self) -> float | None:
         """Seconds since the epoch from when on it didn't answer; None while it does. What was known goes on serving."""
-        return self.outages.since
+        return self.outages.unreachable_since
 
     @property
     def problem(self) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: How often a prefix is read again though its watch seems well: an event that etcd lost is missed for no longer.
 _READ_AGAIN_S = 300.0
+#: How long etcd may take to say that it watches.
+_CREATED_S = 5.0
 
 
 class EtcdRegistry(Registry):
@@ -55,14 +57,17 @@ class EtcdRegistry(Registry):
     async def watch(self, prefix: str) -> AsyncIterator[Change]:
         backoff = Backoff(0.2, 2.0, self.rng)
         activity = self.outages.activity(f"watching {prefix}")
+
+        def works() -> None:
+            backoff.reset()
+            activity.works()
+
         try:
             while True:
                 problem: BaseException | None = None
                 try:
-                    async with contextlib.aclosing(self._watch_once(prefix.encode())) as changes:  # type: ignore[type-var]
+                    async with contextlib.aclosing(self._watch_once(prefix.encode(), works)) as changes:  # type: ignore[type-var]
                         async for change in changes:
-                            backoff.reset()
-                            activity.works()
                             yield change
                 except (grpc.RpcError, RegistryError, TimeoutError) as error:
                     problem = error
@@ -71,8 +76,10 @@ class EtcdRegistry(Registry):
         finally:
             activity.close()
 
-    async def _watch_once(self, key: bytes) -> AsyncIterator[Change]:
+    async def _watch_once(self, key: bytes, works: Callable[[], None]) -> AsyncIterator[Change]:
         """One snapshot and the changes after it, until the stream breaks or it is time to read all again.
+
+        `works` is called when the stream is there, which a snapshot alone doesn't show.
 
         A stream that broke is never resumed from its last revision: a store that came back empty may have come as far
         by then, with another history. What was missed is in the snapshot.
@@ -84,24 +91,25 @@ class EtcdRegistry(Registry):
         async with self.client.stream(wire.WATCH) as call:
             end = wire.prefix_end(key)
             create = pb.WatchCreateRequest(key=key, range_end=end, start_revision=header.revision + 1)
-            await call.write(pb.WatchRequest(create_request=create))
+            async with asyncio.timeout(_CREATED_S):
+                await call.write(pb.WatchRequest(create_request=create))
+                self._check(await call.read(), header)
+            works()
             while (left_s := ends - time.monotonic()) > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left_s):
                         response = await call.read()
-                    if response is grpc.aio.EOF:
-                        raise RegistryError(f"the watch ended: {await call.details()}")
                     self._check(response, header)
                     if response.events:
                         yield _change(response.events)
 
-    def _check(self, response: pb.WatchResponse, listed: pb.ResponseHeader) -> None:
+    def _check(self, response: Any, listed: pb.ResponseHeader) -> None:
         """Refuse to go on where the changes would not be those after the snapshot."""
+        if response is grpc.aio.EOF:
+            raise RegistryError("the watch ended")
         if response.compact_revision or response.canceled:
             # also when created: a refused watch is told in its first response alone
             reason = response.cancel_reason or f"compacted at {response.compact_revision}"
-            if "token" in reason or "permission" in reason:
-                self.client.forget_token()
             raise RegistryError(f"the watch was cancelled: {reason}")
         if response.header.cluster_id != listed.cluster_id or response.header.revision < listed.revision:
             raise RegistryError("the store is another one, or an older one, than was read")

@@ -30,16 +30,18 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
 )
 _CALL_S = 3.0
-Metadata = tuple[tuple[str, str], ...]
 _PAGE = 1_000
-#: What says that a member is no good, not that a request is; UNKNOWN is etcd's own time-out without a quorum.
-_MOVE_ON = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
+#: What says that the request is no good; everything else may be the member (without a quorum, a learner …).
+_ABOUT_THE_REQUEST = (
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.UNAUTHENTICATED,
 )
+#: How etcd's versions say, beside UNAUTHENTICATED, that a token is not taken any more.
+_STALE = ("revision of auth store is old", "auth: revision", "user name is empty", "invalid auth token")
 
 
 class EtcdClient:
@@ -62,20 +64,18 @@ class EtcdClient:
         Raises:
             grpc.aio.AioRpcError: as etcd answered.
         """
-        await self._authenticate("")
-        token = self._token
+        token = await self._authenticate()
         try:
-            return await self._call(method, request, timeout_s, self._metadata())
+            return await self._call(method, request, timeout_s, token)
         except grpc.aio.AioRpcError as error:
-            if not (self.settings.username and is_stale_token(error.code(), error.details())):
+            if not self.forget_if_stale(token, error):
                 raise
-        await self._authenticate(token)
-        return await self._call(method, request, timeout_s, self._metadata())
+        return await self._call(method, request, timeout_s, await self._authenticate())
 
-    async def _call(self, method: wire.Method, request: Any, timeout_s: float, metadata: Metadata) -> Any:
+    async def _call(self, method: wire.Method, request: Any, timeout_s: float, token: str) -> Any:
         place = self._current
         try:
-            return await wire.unary(self._channel(), method)(request, timeout=timeout_s, metadata=metadata)
+            return await wire.unary(self._channel(), method)(request, timeout=timeout_s, metadata=_metadata(token))
         except grpc.aio.AioRpcError as error:
             self._leave(place, error)
             raise
@@ -87,15 +87,14 @@ class EtcdClient:
         Raises:
             grpc.aio.AioRpcError: as etcd answered; errors raised inside move on to the next member too.
         """
-        await self._authenticate("")
+        token = await self._authenticate()
         place = self._current
-        call = wire.stream(self._channel(), method)(metadata=self._metadata() + wire.LEADER)
+        call = wire.stream(self._channel(), method)(metadata=_metadata(token) + wire.LEADER)
         try:
             yield call
         except (grpc.RpcError, RegistryError, TimeoutError) as error:
             self._leave(place, error)
-            if isinstance(error, grpc.aio.AioRpcError) and is_stale_token(error.code(), error.details()):
-                self._token = ""
+            self.forget_if_stale(token, error)
             raise
         except asyncio.InvalidStateError as error:  # what grpc.aio raises for a write after the call's end
             self._leave(place, error)
@@ -119,10 +118,13 @@ class EtcdClient:
         """What one member says of itself.
 
         Raises:
-            grpc.aio.AioRpcError: it doesn't answer.
+            grpc.aio.AioRpcError: it doesn't answer, or refuses.
         """
+        with contextlib.suppress(grpc.aio.AioRpcError):  # older versions ask for no user here
+            await self._authenticate()
         async with self._open(endpoint) as channel:
-            answer: pb.StatusResponse = await wire.unary(channel, wire.STATUS)(pb.StatusRequest(), timeout=_CALL_S)
+            ask = wire.unary(channel, wire.STATUS)
+            answer: pb.StatusResponse = await ask(pb.StatusRequest(), timeout=_CALL_S, metadata=_metadata(self._token))
             return answer
 
     async def close(self) -> None:
@@ -131,9 +133,19 @@ class EtcdClient:
             await channel.close()
         self._channels.clear()
 
-    def forget_token(self) -> None:
-        """It is not taken any more: get another one before the next call."""
-        self._token = ""
+    def forget_if_stale(self, token: str, error: BaseException) -> bool:
+        """Whether an error says that a token is not taken any more; then another one is got before the next call."""
+        if not token:
+            return False
+        text = wire.describe(error)
+        is_unauthenticated = isinstance(error, grpc.aio.AioRpcError) and (
+            error.code() is grpc.StatusCode.UNAUTHENTICATED
+        )
+        if not (is_unauthenticated or any(said in text for said in _STALE)):
+            return False
+        if self._token == token:
+            self._token = ""
+        return True
 
     # -- members ------------------------------------------------------------------------------------------------------
 
@@ -151,25 +163,24 @@ class EtcdClient:
 
     def _leave(self, place: int, error: BaseException) -> None:
         """Go on with the next member if `error` says that the one at `place` is no good; several may find that out."""
-        if place == self._current and (not isinstance(error, grpc.aio.AioRpcError) or error.code() in _MOVE_ON):
+        if place == self._current and (
+            not isinstance(error, grpc.aio.AioRpcError) or error.code() not in _ABOUT_THE_REQUEST
+        ):
             self._current = (place + 1) % len(self.settings.endpoints)
 
     # -- users --------------------------------------------------------------------------------------------------------
 
-    def _metadata(self) -> Metadata:
-        return (("token", self._token),) if self._token else ()
-
-    async def _authenticate(self, stale: str) -> None:
-        """Get a token, if there is a user and the token is still `stale`."""
-        if not self.settings.username or self._token != stale:
-            return
+    async def _authenticate(self) -> str:
+        """The token to call with; empty when there is no user."""
+        if not self.settings.username or self._token:
+            return self._token
         async with self._auth_lock:
-            if self._token == stale:
+            if not self._token:
                 request = pb.AuthenticateRequest(name=self.settings.username, password=self.settings.password)
-                # without the old token: etcd 3.4 refuses it here too
-                self._token = (await self._call(wire.AUTHENTICATE, request, _CALL_S, ())).token
+                # without an old token: etcd 3.4 refuses it here too
+                self._token = (await self._call(wire.AUTHENTICATE, request, _CALL_S, "")).token
+            return self._token
 
 
-def is_stale_token(code: grpc.StatusCode, details: str | None) -> bool:
-    """Whether an error says that the token is not taken any more."""
-    return code is grpc.StatusCode.UNAUTHENTICATED or "auth: revision" in (details or "")
+def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+    return (("token", token),) if token else ()

@@ -21,12 +21,14 @@ from dynamo_grpc.registry import wire
 from dynamo_grpc.registry.backoff import Backoff
 from dynamo_grpc.registry.base import Registration, Renew
 from dynamo_grpc.registry.etcd_client import EtcdClient
-from dynamo_grpc.registry.outages import Outages
+from dynamo_grpc.registry.outages import Outages, TakenError
 
 logger = logging.getLogger(__name__)
 
 #: Keep-alives that are sent before the first answer is read; more could fill both windows and stand still.
 _AT_ONCE = 100
+#: How long the end of a lease may take at one member, and in all when a process leaves.
+_REVOKE_S, _LEAVE_S = 1.0, 2.0
 
 
 class LeaseKeeper:
@@ -67,6 +69,8 @@ class LeaseKeeper:
     async def _run(self) -> None:
         backoff = Backoff(0.2, 1.0, self._rng)
         while True:
+            if not self._on_lost:
+                self._activity.close()  # there is nothing that could fail
             await self._has_leases.wait()
             try:
                 async with self._client.stream(wire.LEASE_KEEP_ALIVE) as call:
@@ -79,8 +83,8 @@ class LeaseKeeper:
             except (grpc.RpcError, RegistryError, TimeoutError) as error:
                 self._activity.failed(error)
                 await asyncio.sleep(backoff.next_s())
-            except Exception:  # without this task all leases end
-                logger.exception("keeping leases alive failed, trying again")
+            except Exception as error:  # without this task all leases end
+                self._activity.broke(error)
                 await asyncio.sleep(1.0)
 
     async def _renew(self, call: Any) -> None:
@@ -140,30 +144,30 @@ class EtcdRegistration(Registration):
 
     async def close(self) -> None:
         await self.orphan()
-        if self._lease_id:
-            with contextlib.suppress(grpc.RpcError):
-                await self._client.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id), timeout_s=2.0)
-            self._lease_id = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                for _ in self._client.settings.endpoints if self._lease_id else ():
+                    with contextlib.suppress(grpc.RpcError):  # another member may answer
+                        await self._end_lease()
+                        break
+        self._lease_id = 0
 
     async def _run(self) -> None:
         backoff = Backoff(0.2, 2.0, self._rng)
         while True:
-            problem: BaseException | None = None
+            problem: Exception | None = None
             try:
                 await self._end_lease()
                 await self._take_lease()
-                self._activity.works()
                 backoff.reset()
                 self._is_renewal_due = True  # whatever comes after this lease is another registration
                 await self._hold_lease()
                 logger.warning("the lease of %s was lost, registering again", next(iter(self._values), "nothing"))
-            except (grpc.RpcError, RegistryError, TimeoutError) as error:
+            except (grpc.RpcError, TakenError, TimeoutError) as error:
+                self._activity.failed(error)
                 problem = error
             except Exception as error:  # a registration that dies unseen is a worker without traffic
-                logger.exception("registering failed, trying again")
-                problem = error
-            if problem is not None:
-                self._activity.failed(problem)
+                self._activity.broke(error)
             await asyncio.sleep(backoff.next_s(is_refused=wire.is_refusal(problem)))
 
     async def _end_lease(self) -> None:
@@ -172,7 +176,7 @@ class EtcdRegistration(Registration):
             return
         self._keeper.remove(self._lease_id)
         try:
-            await self._client.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id))
+            await self._client.call(wire.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self._lease_id), timeout_s=_REVOKE_S)
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 raise
@@ -213,15 +217,16 @@ class EtcdRegistration(Registration):
         """Put what isn't there as it should be: at first, after an update, and when somebody changed or deleted it.
 
         Raises:
-            RegistryError: another process holds one of the keys.
+            TakenError: another process holds one of the keys.
             grpc.aio.AioRpcError: it may or may not have been put.
         """
         while True:
             values = self._values
             try:
                 found = await self._read(values)
-            except grpc.aio.AioRpcError:
+            except grpc.aio.AioRpcError as error:
                 if is_check:
+                    self._activity.failed(error)
                     return  # nothing was written, so nothing is in doubt; it is looked again
                 raise
             wrong = [k for k, kv in found.items() if (kv.lease, kv.value) != (self._lease_id, values[k])]
@@ -233,13 +238,14 @@ class EtcdRegistration(Registration):
                 self._keys = set(values)
                 if is_check:
                     logger.warning("somebody had changed or deleted %s: put back", ", ".join(sorted(wrong)))
+        self._activity.works()
         self._registered.set()
 
     async def _read(self, values: Mapping[str, bytes]) -> dict[str, pb.KeyValue]:
         """The keys as they stand in etcd; those that are missing have revision 0.
 
         Raises:
-            RegistryError: another process holds one of them.
+            TakenError: another process holds one of them.
         """
         reads = [pb.RequestOp(request_range=pb.RangeRequest(key=key.encode())) for key in values]
         answer = await self._client.call(wire.TXN, pb.TxnRequest(success=reads))
@@ -249,7 +255,7 @@ class EtcdRegistration(Registration):
             found[key] = kvs[0] if kvs else pb.KeyValue()
             if kvs and kvs[0].lease not in (0, self._lease_id):
                 text = kvs[0].value.decode(errors="replace")
-                raise RegistryError(f"{key} is registered by another process: {text[:300]}")
+                raise TakenError(f"{key} is registered by another process: {text[:300]}")
         return found
 
     async def _put(self, values: Mapping[str, bytes], wrong: Mapping[str, pb.KeyValue]) -> bool:

@@ -13,6 +13,7 @@ import grpc
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.names import check_address
 
+_MAX_TTL_S = 86_400
 DEFAULT_ENDPOINTS = ("localhost:2379",)
 
 
@@ -34,6 +35,10 @@ class EtcdSettings:
     key_file: str = ""
 
     def __post_init__(self) -> None:
+        if any("@" in endpoint for endpoint in self.endpoints):
+            raise ConfigurationError(
+                "ETCD_ENDPOINTS takes no user and password: give them by ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD"
+            )
         for endpoint in self.endpoints:
             scheme, _, target = endpoint.rpartition("//")
             if scheme not in ("", "http:", "https:"):
@@ -46,6 +51,10 @@ class EtcdSettings:
                 ) from None
         if len({endpoint.startswith("https://") for endpoint in self.endpoints}) > 1:
             raise ConfigurationError("ETCD_ENDPOINTS: either all endpoints are https:// or none is")
+        if (self.ca_file or self.cert_file) and any(e.startswith("http://") for e in self.endpoints):
+            raise ConfigurationError(
+                "ETCD_ENDPOINTS says http://, and ETCD_AUTH_CA or _CLIENT_CERT says TLS: use https://"
+            )
         if bool(self.username) != bool(self.password):
             raise ConfigurationError("ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD go together: one of them is missing")
         if bool(self.cert_file) != bool(self.key_file):
@@ -65,8 +74,8 @@ class EtcdSettings:
         """
         endpoints = tuple(e.strip().rstrip("/") for e in env.get("ETCD_ENDPOINTS", "").split(",") if e.strip())
         ttl = env.get("ETCD_LEASE_TTL") or "10"
-        if not ttl.isdigit() or int(ttl) < 1:
-            raise ConfigurationError(f"ETCD_LEASE_TTL={ttl!r} must be a whole number of seconds, 1 or more")
+        if not ttl.isdigit() or not 1 <= int(ttl) <= _MAX_TTL_S:
+            raise ConfigurationError(f"ETCD_LEASE_TTL={ttl!r} must be a whole number of seconds, 1 to {_MAX_TTL_S}")
         return cls(
             endpoints=endpoints or DEFAULT_ENDPOINTS,
             ttl_s=int(ttl),

@@ -1,14 +1,30 @@
-"""What of a registry does not work at the moment, since when, and why; each outage is logged once."""
+"""What of a registry does not work at the moment, since when, and why; each kind of failure is logged once an outage.
+
+Read from other threads too: a health check must not wait for the event loop.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from dynamo_grpc.registry import wire
 
 logger = logging.getLogger(__name__)
+
+
+class TakenError(Exception):
+    """The registry answers, and somebody else has what is wanted there."""
+
+
+@dataclass(slots=True)
+class _Outage:
+    since: float
+    text: str
+    is_answered: bool
+    told: set[str] = field(default_factory=set)
 
 
 class Outages:
@@ -22,54 +38,55 @@ class Outages:
     """
 
     def __init__(self, describe: Callable[[], str]) -> None:
-        self._describe = describe
+        self.describe = describe
         self.last = ""
-        self._open: dict[Activity, tuple[float, str]] = {}
+        self.open: dict[Activity, _Outage] = {}
 
     def activity(self, name: str) -> Activity:
         """Something that can fail and work again; close it when it isn't done any more."""
         return Activity(self, name)
 
     @property
-    def since(self) -> float | None:
-        """When the oldest outage began, in seconds since the epoch; None when everything works."""
-        return min((since for since, _ in self._open.values()), default=None)
+    def unreachable_since(self) -> float | None:
+        """Since when the registry doesn't answer, in seconds since the epoch; None while it does, if only to refuse."""
+        return min((outage.since for outage in list(self.open.values()) if not outage.is_answered), default=None)
 
     @property
     def text(self) -> str:
         """What does not work, and why; empty when everything works."""
-        return next((f"{activity.name}: {error}" for activity, (_, error) in self._open.items()), "")
-
-    def begin(self, activity: Activity, error: BaseException) -> None:
-        """An attempt failed."""
-        since, _ = self._open.get(activity, (time.time(), ""))
-        self.last = wire.describe(error)
-        self._open[activity] = (since, self.last)
-        if activity.told != (kind := wire.kind(error)):
-            activity.told = kind
-            logger.warning("%s: %s failed, trying again: %s", self._describe(), activity.name, self.last)
-
-    def end(self, activity: Activity) -> None:
-        """An attempt succeeded, or there will be no more."""
-        if found := self._open.pop(activity, None):
-            activity.told = ""
-            logger.info("%s: %s works again after %.1f s", self._describe(), activity.name, time.time() - found[0])
+        return next((f"{activity.name}: {outage.text}" for activity, outage in list(self.open.items())), "")
 
 
 class Activity:
     """One thing that is done with the registry, such as watching a prefix."""
 
     def __init__(self, outages: Outages, name: str) -> None:
-        self._outages, self.name, self.told = outages, name, ""
+        self._outages, self.name = outages, name
 
-    def failed(self, error: BaseException) -> None:
-        """It doesn't work now; it will be tried again."""
-        self._outages.begin(self, error)
+    def failed(self, error: BaseException) -> bool:
+        """It doesn't work now, and will be tried again; whether that was logged, as the first of its kind."""
+        outages, text = self._outages, wire.describe(error)
+        outages.last = text
+        outage = outages.open.setdefault(self, _Outage(time.time(), "", is_answered=False))
+        outage.text = text
+        outage.is_answered = isinstance(error, TakenError) or wire.is_refusal(error)
+        if (kind := wire.kind(error)) in outage.told:
+            return False
+        outage.told.add(kind)
+        logger.warning("%s: %s failed, trying again: %s", outages.describe(), self.name, text)
+        return True
+
+    def broke(self, error: Exception) -> None:
+        """It failed as nobody expected."""
+        if self.failed(error):
+            logger.error("%s: this should not happen", self.name, exc_info=error)
 
     def works(self) -> None:
         """It works."""
-        self._outages.end(self)
+        if outage := self._outages.open.pop(self, None):
+            text = "%s: %s works again after %.1f s"
+            logger.info(text, self._outages.describe(), self.name, time.time() - outage.since)
 
     def close(self) -> None:
         """It is not tried any more."""
-        self._outages._open.pop(self, None)
+        self._outages.open.pop(self, None)

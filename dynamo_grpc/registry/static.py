@@ -12,11 +12,12 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from dynamo_grpc.connections import CHANNEL_OPTIONS
-from dynamo_grpc.errors import ConfigurationError
+from dynamo_grpc.errors import ConfigurationError, InvalidNameError
 from dynamo_grpc.names import check_address
 from dynamo_grpc.records import to_entries
 from dynamo_grpc.registry.base import Change, Entry, Registration, Registry, Renew
@@ -74,6 +75,7 @@ class _Source:
     def __init__(self, spec: str, activity: Activity) -> None:
         self._spec, self._activity = spec, activity
         self._addresses: list[str] = []
+        self._lookup: asyncio.Future[list[Any]] | None = None
         if spec.startswith("@"):
             if not Path(spec[1:]).is_file():
                 raise ConfigurationError(f"there is no file {spec[1:]!r} with addresses of workers")
@@ -93,16 +95,27 @@ class _Source:
         """What it gives now."""
         try:
             if self._spec.startswith("@"):
-                self._addresses = parse_addresses(Path(self._spec[1:]).read_text(encoding="utf-8").splitlines())
+                text = await asyncio.to_thread(Path(self._spec[1:]).read_text, encoding="utf-8")
+                self._addresses = parse_addresses(text.splitlines())
             elif self._spec.startswith("dns:"):
-                loop = asyncio.get_running_loop()
-                found = await loop.getaddrinfo(self._name, int(self._port), type=socket.SOCK_STREAM)
-                hosts = {str(address[4][0]) for address in found}
-                self._addresses = sorted(f"[{h}]:{self._port}" if ":" in h else f"{h}:{self._port}" for h in hosts)
+                self._addresses = await self._resolve()
             self._activity.works()
         except (OSError, ValueError) as error:  # a file that is being replaced, a typo, a resolver that is away
             self._activity.failed(error)
         return self._addresses
+
+    async def _resolve(self) -> list[str]:
+        """What DNS has; a look-up that hangs is waited for in the next turn again, so that there is one at most."""
+        if self._lookup is None:
+            loop = asyncio.get_running_loop()
+            look = loop.getaddrinfo(self._name, int(self._port), type=socket.SOCK_STREAM)
+            self._lookup = asyncio.ensure_future(look)
+        done, _ = await asyncio.wait((self._lookup,), timeout=_ANSWER_S)
+        if not done:
+            raise TimeoutError(f"no answer within {_ANSWER_S:g} s")
+        lookup, self._lookup = self._lookup, None
+        hosts = {str(address[4][0]) for address in lookup.result()}
+        return sorted(f"[{h}]:{self._port}" if ":" in h else f"{h}:{self._port}" for h in hosts)
 
 
 class _Poller:
@@ -156,13 +169,20 @@ class _Poller:
             starting = answer.state == control_pb2.WORKER_STATE_STARTING
             self._tell(address, f"answers, and is not ready{hint if starting else ''}")
             return
-        self._told.pop(address, None)
         cards = {card.checksum: card for card in answer.cards}
         entries: dict[str, bytes] = {}
+        problem = ""
         for instance in answer.instances:
             instance.address = address  # the list knows how to reach it from here
-            entries |= to_entries(instance, cards.get(instance.card_checksum))
+            try:
+                entries |= to_entries(instance, cards.get(instance.card_checksum))
+            except InvalidNameError as error:
+                problem = f"serves something that can't be listed: {error.message}"
         self._answers[address] = entries
+        if problem:
+            self._tell(address, problem)
+        else:
+            self._told.pop(address, None)
 
 
 class StaticRegistration(Registration):

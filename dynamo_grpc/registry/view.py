@@ -68,14 +68,19 @@ class View(Generic[T]):
         return view
 
     async def _follow(self, registry: Registry, prefix: str) -> None:
-        while True:
-            try:
-                async with contextlib.aclosing(registry.watch(prefix)) as changes:  # type: ignore[type-var]
-                    async for change in changes:
-                        self.apply(change)
-            except Exception:  # a view that dies unseen is a mesh that stands still
-                logger.exception("watching %s failed, trying again", prefix)
-            await asyncio.sleep(1.0)
+        activity = registry.outages.activity(f"reading {prefix}")
+        try:
+            while True:
+                try:
+                    async with contextlib.aclosing(registry.watch(prefix)) as changes:  # type: ignore[type-var]
+                        async for change in changes:
+                            self.apply(change)
+                            activity.works()
+                except Exception as error:  # a view that dies unseen is a mesh that stands still
+                    activity.broke(error)
+                await asyncio.sleep(1.0)
+        finally:
+            activity.close()
 
     def apply(self, change: Change) -> None:
         """Take in a change, and tell what it changed."""

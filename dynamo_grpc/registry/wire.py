@@ -99,7 +99,6 @@ _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,  # a wrong password
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.FAILED_PRECONDITION,  # authentication is not enabled
 )
 
 

@@ -260,6 +260,8 @@ class Frontend:
         }
         if ready and since:
             body["message"] = f"serving what was known, registry unreachable since {since}"
+        elif ready and registry["problem"]:
+            body["message"] = f"serving; {registry['problem']}"
         elif not ready:
             body["message"] = (
                 "no model has an instance that answers"
@@ -272,7 +274,7 @@ class Frontend:
         return {"status": "live"}
 
     async def _metrics(self) -> Response:
-        self.metrics.registry_up.set(self.catalog.registry.unreachable_since is None)
+        self.metrics.registry_up.set(not self.catalog.registry.problem)
         return Response(self.metrics.text(), media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:

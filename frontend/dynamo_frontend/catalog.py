@@ -35,7 +35,7 @@ from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
-from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, holding
+from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, holding_everywhere
 from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.routed import Router
 from dynamo_grpc.runtime import DistributedRuntime
@@ -98,6 +98,7 @@ class Catalog:
         ask = ask_whether_it_serves(runtime.connections)
         self._instances = View.start(runtime.registry, INSTANCES + suffix, decode_instance, ask)
         self._cards = View.start(runtime.registry, MODELS + suffix, decode_card)
+        self._cards_by_checksum: dict[tuple[str, str], model_card_pb2.ModelCard] = {}
         self._models: dict[str, Model] = {}
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -171,7 +172,8 @@ class Catalog:
 
     def _reconcile(self, _: Set[str]) -> None:
         """Compare our models with those whose cards hold."""
-        held = holding(self._instances.records.values())
+        held = holding_everywhere(self._instances.records.values())
+        cards = self._known_cards()
         for name in [n for n, m in self._models.items() if not _holds(held.get(n), m.card)]:
             logger.info("model %r is gone", name)
             self._gone[name] = time.monotonic()
@@ -180,13 +182,19 @@ class Catalog:
             task = asyncio.get_running_loop().create_task(self._models.pop(name).close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        if missing := held.keys() - self._models.keys():
-            cards = {(card.name, card.checksum): card for card in self._cards.records.values()}
-            for name in missing:
-                if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
-                    self._gone.pop(name, None)
-                    self._models[name] = self._open(card)
+        for name in held.keys() - self._models.keys():
+            if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
+                self._gone.pop(name, None)
+                self._models[name] = self._open(card)
         self._changes.tell()
+
+    def _known_cards(self) -> dict[tuple[str, str], model_card_pb2.ModelCard]:
+        """The cards by name and checksum; those that the registry lost are known while an instance has them."""
+        wanted = {(r.instance.model, r.instance.card_checksum) for r in self._instances.records.values()}
+        kept = {key: card for key, card in self._cards_by_checksum.items() if key in wanted}
+        listed = {(card.name, card.checksum): card for card in self._cards.records.values()}
+        self._cards_by_checksum = kept | listed
+        return self._cards_by_checksum
 
     def _open(self, card: model_card_pb2.ModelCard) -> Model:
         def accepts(instance: model_card_pb2.Instance) -> bool:

@@ -14,6 +14,7 @@ from ..conftest import Process
 from ..etcd import Etcd
 from ..proxy import Proxy
 from .rig import TTL_S, Rig
+from .test_up import CHAT
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
@@ -181,15 +182,24 @@ def test_the_watched_revision_is_compacted_away(rig: Callable[..., Rig]) -> None
 def test_two_namespaces_do_not_see_each_other(rig: Callable[..., Rig], cli: Callable[..., Process]) -> None:
     mesh = rig(num_workers=1)
     env = mesh._env("")
-    other = cli("worker", "echo", "--namespace", "other", env=env)
-    other.wait_for("worker ready")
+    other = cli("worker", "echo", "--namespace", "other", "--model-name", "tiny", env=env)
+    other.wait_for("worker ready")  # the same name, with another card
     models = {}
     for namespace in ("dynamo", "other"):
         front = cli("frontend", "--http-port", "0", "--namespace", namespace, env=env)
         url = front.wait_for(r"ready at (http://\S+)")[1]
         mesh.until(lambda url=url: httpx.get(f"{url}/v1/models").json()["data"])
-        models[namespace] = [model["id"] for model in httpx.get(f"{url}/v1/models").json()["data"]]
-    assert models == {"dynamo": ["tiny"], "other": ["echo"]}
+        found = httpx.get(f"{url}/v1/models").json()["data"]
+        models[namespace] = [(model["id"], model["max_model_len"]) for model in found]
+        answer = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "max_tokens": 5})
+        assert answer.status_code == 200, answer.text
+    assert models == {"dynamo": [("tiny", 2048)], "other": [("tiny", None)]}
+    states = cli("ps", "--json", env=env)
+    assert states.wait() == 0
+    assert [json.loads(line)["state"] for line in states.output.splitlines()] == ["ready", "ready"]
+    doctor = cli("doctor", "--frontend", mesh.url, env=env)
+    assert doctor.wait() == 1
+    assert "most likely: it serves all namespaces, and 'tiny' has another card in 'other'" in doctor.output
     mesh.check()
 
 

@@ -1,11 +1,13 @@
 """What an operator sees: ps, ps --watch, doctor, errors that say who is there."""
 
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,9 @@ def env(cli: Start) -> dict[str, str]:
 def test_ps_watch_shows_every_change(cli: Start, env: dict[str, str]) -> None:
     watch = cli("ps", "--watch", env=env)
     watch.wait_for("no instances are registered")
+    nowhere = cli("ps", "--watch", env={"ETCD_ENDPOINTS": "127.0.0.1:1"})
+    nowhere.wait_for("etcd at 127.0.0.1:1: watching /dynamo_grpc/v1/instances/: UNAVAILABLE")
+    assert "no instances" not in nowhere.output
     worker = cli("worker", "echo", env=env)
     ready = worker.wait_for(r"worker ready at (\S+) \(dynamo.backend.generate, model echo, instance (\w+)\)")
     watch.wait_for(rf"dynamo.backend.generate +{ready[2]} +{ready[1]} +echo +ready +1 +0 +\d+s")
@@ -69,6 +74,32 @@ def test_doctor_looks_at_frontend_and_names(cli: Start, env: dict[str, str]) -> 
     doctor = cli("doctor", "echo", "--frontend", "", env=env)
     assert doctor.wait() == 0, doctor.output
     assert doctor.output.endswith("nothing is wrong\n")
+
+
+@pytest.mark.parametrize("body", [b'{"status":"ok"}', b'["ok"]', b"hello", b'{"registry":null,"instances":[]}'])
+def test_doctor_is_not_led_astray_by_other_servers(cli: Start, env: dict[str, str], body: bytes) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+    cli("worker", "echo", env=env).wait_for("worker ready")
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        proxy = {"http_proxy": "http://127.0.0.1:1"}  # not for what is on this machine
+        doctor = cli("doctor", "--frontend", url, env={**env, **proxy})
+        assert doctor.wait() == 0, doctor.output
+        server.shutdown()
+    assert "what answers there is no frontend of dynamo-grpc" in doctor.output
+
+
+def test_doctor_asks_what_is_no_http_server(cli: Start, env: dict[str, str]) -> None:
+    address = cli("worker", "echo", env=env).wait_for(r"worker ready at (\S+)")[1]
+    doctor = cli("doctor", "--frontend", f"http://{address}", env=env)
+    assert doctor.wait() == 0, doctor.output
+    assert "Traceback" not in doctor.output
 
 
 def test_commands_when_no_registry_is_there(cli: Start) -> None:

@@ -226,6 +226,7 @@ async def test_what_the_embedded_registry_lacks_is_said_clearly() -> None:
         failed = await asyncio.to_thread(subprocess.run, [*command, "member", "list"], capture_output=True, text=True)
         assert failed.returncode != 0
         assert "Unimplemented" in failed.stderr
+        assert "the embedded registry has no /etcdserverpb.Cluster/MemberList" in failed.stderr
         with pytest.raises(ConfigurationError, match=f"port {server.port} for the registry is taken"):
             async with EmbeddedRegistry(server.port):
                 pass
@@ -270,9 +271,51 @@ def test_addresses() -> None:
     for wrong in ("a", "a:b", "a:0", ":1", "a:70000"):
         with pytest.raises(ConfigurationError, match="HOST:PORT"):
             parse_addresses([wrong])
+        with pytest.raises(ConfigurationError, match="HOST:PORT"):
+            StaticRegistry(f"a:1,{wrong}")
+    for wrong in ("dns:a", "dns::1", "dns:a:b"):
+        with pytest.raises(ConfigurationError, match="dns:NAME:PORT"):
+            StaticRegistry(wrong)
 
 
-async def test_static_addresses_come_and_go(mesh: Mesh, tmp_path: Path) -> None:
+async def test_a_static_list_says_what_it_is_made_of(mesh: Mesh, tmp_path: Path) -> None:
+    async def handler(request: Any) -> None: ...
+
+    a, b = await mesh.serve("a.b.c", handler), await mesh.serve("a.b.d", handler)
+    file = tmp_path / "workers"
+    file.write_text(f"127.0.0.1:{b.server.port}\n")
+    async with StaticRegistry(f"127.0.0.1:{a.server.port}, @{file}, dns:localhost:{a.server.port}") as registry:
+        assert registry.description == (
+            f"static list: 127.0.0.1:{a.server.port}, the file {file}, what DNS has for localhost, port {a.server.port}"
+        )
+        view = View.start(registry, INSTANCES)
+        await eventually(lambda: components(view) == {"b"} and len(view.entries) == 2)
+        file.write_text("no address")  # a typo: what it said before holds, and is said to
+        await eventually(lambda: registry.problem.startswith(f"reading {file}: 'no address' should be HOST:PORT"))
+        assert len(view.entries) == 2
+        file.write_text("")
+        await eventually(lambda: len(view.entries) == 1 and registry.unreachable_since is None)
+        await view.close()
+
+
+async def test_a_worker_that_is_only_slow_stays_on_a_static_list(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynamo_grpc.registry import static
+
+    async def handler(request: Any) -> None: ...
+
+    runtime = await mesh.serve("a.b.c", handler)
+    view = View.start(StaticRegistry(f"127.0.0.1:{runtime.server.port}"), INSTANCES)
+    await eventually(lambda: view.entries)
+    monkeypatch.setattr(static, "_ANSWER_S", 0.0)
+    await asyncio.sleep(1.2)
+    assert view.entries
+    monkeypatch.setattr(static, "_ANSWER_S", 2.0)
+    await mesh.stop(runtime)
+    await eventually(lambda: not view.entries)
+    await view.close()
+
+
+async def test_a_static_list_takes_addresses_and_names(mesh: Mesh, tmp_path: Path) -> None:
     async def handler(request: Any) -> None: ...
 
     runtime = await mesh.serve("a.b.c", handler)

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from dynamo_grpc import ConfigurationError, RegistryError
-from dynamo_grpc.registry import View
+from dynamo_grpc.registry import View, backoff
 from dynamo_grpc.registry.etcd import EtcdRegistry
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
 
@@ -108,22 +109,41 @@ async def test_tokens_that_etcd_forgot_are_renewed(secure: Secure) -> None:
     ids=["password", "permission", "no certificate", "CA"],
 )
 async def test_what_is_wrong_is_told_once_and_tried_again(
-    secure: Secure, tmp_path: Path, change: dict[str, str], told: str, caplog: pytest.LogCaptureFixture
+    secure: Secure,
+    tmp_path: Path,
+    change: dict[str, str],
+    told: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backoff, "_REFUSED_S", 0.3)
     if change.get("ETCD_AUTH_CA"):
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
         change = {"ETCD_AUTH_CA": str(tmp_path / "other.pem")}
     with caplog.at_level(logging.WARNING):
         async with secure.registry(**change) as registry:
+            calls = []
+            call = registry.client._call
+
+            async def counting(method: Any, *args: Any) -> Any:
+                calls.append(method)
+                return await call(method, *args)
+
+            registry.client._call = counting  # type: ignore[method-assign]
             view = View.start(registry, "/secure/")
             registration = await registry.register({"/secure/a": b"1"})
             await eventually(lambda: told in caplog.text and "registering" in caplog.text, 15)
             assert secure.etcd.endpoints in caplog.text
             assert "secret" not in caplog.text
             assert not view.is_ready
-            assert registry.unreachable_since is not None
-            await asyncio.sleep(1.0)
-            assert len([r for r in caplog.records if "watching" in r.message]) <= 2
+            is_refused = "ETCD_AUTH_PASSWORD" in change or "ETCD_AUTH_USERNAME" in change
+            assert (registry.unreachable_since is None) is is_refused  # it answers, if only to refuse
+            assert told in registry.problem
+            tries = len(calls)
+            await eventually(lambda: len(calls) > tries + 4)
+            for activity in ("watching", "registering"):
+                told_texts = [r.message for r in caplog.records if activity in r.message]
+                assert len({text.partition("again: ")[2].partition(":")[0] for text in told_texts}) == len(told_texts)
             with pytest.raises(RegistryError, match=f"does not answer: .*{told}"):
                 await registry.list("/secure/", timeout_s=4.0)
             await registration.close()
@@ -152,10 +172,13 @@ async def test_an_endpoint_where_nobody_is(caplog: pytest.LogCaptureFixture) -> 
     [
         ({"ETCD_ENDPOINTS": "etcd"}, r"'etcd' should be \[http://\|https://\]HOST:PORT, etcd's port is 2379"),
         ({"ETCD_ENDPOINTS": "http://etcd"}, "HOST:PORT"),
+        ({"ETCD_ENDPOINTS": "http://root:hunter2@etcd:2379"}, "takes no user and password: .* ETCD_AUTH_PASSWORD$"),
+        ({"ETCD_ENDPOINTS": "http://etcd:2379", "ETCD_AUTH_CA": "ca"}, "use https://"),
+        ({"ETCD_LEASE_TTL": "99999999999999999999"}, "1 to 86400"),
         ({"ETCD_ENDPOINTS": "tcp://etcd:1"}, "should begin with http"),
         ({"ETCD_ENDPOINTS": "http://etcd:2379/v3"}, "HOST:PORT"),
         ({"ETCD_ENDPOINTS": "https://a:1,http://b:1"}, "either all endpoints are https"),
-        ({"ETCD_LEASE_TTL": "0"}, "1 or more"),
+        ({"ETCD_LEASE_TTL": "0"}, "1 to 86400"),
         ({"ETCD_AUTH_USERNAME": "u"}, "go together"),
         ({"ETCD_AUTH_CLIENT_CERT": "c"}, "go together"),
     ],

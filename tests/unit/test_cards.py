@@ -6,7 +6,7 @@ import pytest
 
 from dynamo_grpc import ConfigurationError, ModelInput, ModelType
 from dynamo_grpc.cards import load_model
-from dynamo_grpc.records import InstanceRecord, holding, read_instances, refusal, to_json
+from dynamo_grpc.records import InstanceRecord, holding, holding_everywhere, read_instances, refusal, to_json
 from dynamo_grpc.registry import Entry
 from dynamo_grpc.v1 import model_card_pb2 as pb
 
@@ -70,19 +70,23 @@ def test_model_types_combine() -> None:
     assert (ModelType.Chat | ModelType.Embedding).to_proto() == [pb.MODEL_TYPE_CHAT, pb.MODEL_TYPE_EMBEDDING]
 
 
-def record(key: str, created: int, checksum: str) -> InstanceRecord:
-    return InstanceRecord(key, created, pb.Instance(model="m", card_checksum=checksum))
+def record(key: str, created: int, checksum: str, namespace: str = "n") -> InstanceRecord:
+    return InstanceRecord(key, created, pb.Instance(namespace=namespace, model="m", card_checksum=checksum))
 
 
 def test_the_first_card_holds() -> None:
-    held = holding([record("b", 9, "two"), record("a", 10, "one"), record("c", 5, "two"), record("d", 5, "one")])
-    assert held["m"].key == "c"
-    assert refusal(pb.Instance(model="m", card_checksum="two"), held) == ""
-    assert refusal(pb.Instance(model="other", card_checksum="x"), held) == ""
+    records = [record("b", 9, "two"), record("a", 10, "one"), record("c", 5, "two"), record("d", 5, "one")]
+    records.append(record("e", 1, "three", "elsewhere"))
+    held = holding(records)
+    assert held["n", "m"].key == "c"
+    assert refusal(pb.Instance(namespace="n", model="m", card_checksum="two"), held) == ""
+    assert refusal(pb.Instance(namespace="n", model="other", card_checksum="x"), held) == ""
+    assert refusal(pb.Instance(namespace="elsewhere", model="m", card_checksum="three"), held) == ""
     assert refusal(pb.Instance(), held) == ""
-    reason = refusal(pb.Instance(model="m", card_checksum="one"), held)
+    reason = refusal(pb.Instance(namespace="n", model="m", card_checksum="one"), held)
     assert "two" in reason
     assert "one" in reason
+    assert holding_everywhere(records)["m"].key == "e"
 
 
 def entry(instance_id: int, value: bytes | None = None, **changes: Any) -> Entry:

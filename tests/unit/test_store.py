@@ -117,3 +117,40 @@ def test_compaction(store: Store) -> None:
     with pytest.raises(StoreError, match="compacted") as caught:
         store.range(pb.RangeRequest(key=b"/a", revision=3))
     assert caught.value.code is grpc.StatusCode.OUT_OF_RANGE
+
+
+def test_earlier_revisions_can_be_read(store: Store) -> None:
+    def at(revision: int) -> dict[str, str]:
+        found = store.range(pb.RangeRequest(key=b"/", range_end=b"0", revision=revision)).kvs
+        return {kv.key.decode(): kv.value.decode() for kv in found}
+
+    put(store, "/a", "1")
+    put(store, "/b", "1")
+    put(store, "/a", "2")
+    store.delete(pb.DeleteRangeRequest(key=b"/", range_end=b"0"))
+    put(store, "/a", "3")
+    states = [{"/a": "1"}, {"/a": "1", "/b": "1"}, {"/a": "2", "/b": "1"}, {}, {"/a": "3"}]
+    assert [at(revision) for revision in range(2, 7)] == states
+    store.compact(4)
+    with pytest.raises(StoreError, match="compacted"):
+        at(4)
+    assert at(5) == {}
+    with pytest.raises(StoreError, match="future"):
+        at(9)
+
+
+def test_only_the_branch_that_is_taken_is_checked(store: Store) -> None:
+    compare = [pb.Compare(target=pb.Compare.MOD, key=b"/a", mod_revision=7)]
+    failing = [pb.RequestOp(request_put=pb.PutRequest(key=b"/a", lease=99))]
+    assert not store.txn(pb.TxnRequest(compare=compare, success=failing)).succeeded
+    with pytest.raises(StoreError, match="lease not found"):
+        store.txn(pb.TxnRequest(success=failing))
+
+
+def test_clear_begins_anew(store: Store, events: list[pb.Event]) -> None:
+    store.grant(1, 10, 0.0)
+    put(store, "/a", lease=1)
+    store.clear()
+    assert (store.revision, store.leases, keys(store)) == (1, {}, [])
+    put(store, "/a")
+    assert events[-1].kv.mod_revision == 2
