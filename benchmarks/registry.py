@@ -1,6 +1,7 @@
 """Measure a large fleet on a real etcd: `python benchmarks/registry.py [--count 1000] [--etcd PATH]`.
 
-One process stands for all workers: it listens on a port for each, and registers each under a lease of its own. The
+One process stands for all workers: it listens on a port for each (twenty share a server, so a `Describe` tells of
+twenty), and registers each under a lease of its own. The
 frontend is the real one; a watcher with the library's own view tells when a change is seen.
 """
 
@@ -43,7 +44,7 @@ MODEL = load_model(model_folder(), "bench", context_length=200_000)
 
 
 class Control(control_pb2_grpc.ControlServicer):
-    """Serves the model's files, and says that all instances are ready."""
+    """Serves the model's files, and says that its instances are ready."""
 
     def __init__(self) -> None:
         self.instances: list[model_card_pb2.Instance] = []
@@ -65,16 +66,18 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
 async def fleet(endpoint: str, count: int) -> None:
     """All workers; registers them, says so, and serves until SIGTERM. A line of input registers one more."""
-    control = Control()
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    control_pb2_grpc.add_ControlServicer_to_server(control, server)
-    inference_pb2_grpc.add_InferenceServicer_to_server(Inference(), server)  # type: ignore[abstract]
-    ports = [server.add_insecure_port("127.0.0.1:0") for _ in range(count)]
-    await server.start()
+    places, servers = [], []
+    while len(places) < count:
+        control, server = Control(), grpc.aio.server(options=SERVER_OPTIONS)
+        control_pb2_grpc.add_ControlServicer_to_server(control, server)
+        inference_pb2_grpc.add_InferenceServicer_to_server(Inference(), server)  # type: ignore[abstract]
+        places += [(server.add_insecure_port("127.0.0.1:0"), control) for _ in range(min(20, count - len(places)))]
+        await server.start()
+        servers.append(server)
     async with EtcdRegistry(EtcdSettings((endpoint,))) as registry:
         started = time.monotonic()
         registrations = []
-        for number, port in enumerate(ports, 1):
+        for number, (port, control) in enumerate(places, 1):
             instance = model_card_pb2.Instance(
                 namespace="dynamo", component="backend", endpoint="generate", instance_id=number, epoch=1,
                 address=f"127.0.0.1:{port}", kind=model_card_pb2.ENDPOINT_KIND_MODEL, model="bench",
@@ -104,11 +107,12 @@ def running(*args: str | Path, ready: str = "", **kwargs: Any) -> Iterator[tuple
         process.wait(30)
 
 
-def num_instances(url: str) -> int:
-    """How many instances a frontend routes to."""
+def num_instances(url: str, *, is_listed: bool = False) -> int:
+    """How many instances a frontend routes to; only those that the registry lists, if asked so."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
-            return len(json.load(answer)["instances"])
+            found = json.load(answer)["instances"]
+            return sum(instance["is_listed"] or not is_listed for instance in found)
     except urllib.error.HTTPError:
         return 0
 
@@ -135,28 +139,56 @@ async def seen(endpoint: str, rounds: int = 100) -> list[float]:
         view = View.start(registry, INSTANCES, decode_instance, ask_whether_it_serves(connections))
         instances = InstanceSet(view, connections)
         await view.wait_ready()
-        found = next(iter(view.records.values()))
+        newcomer = model_card_pb2.Instance()
+        newcomer.CopyFrom(next(iter(view.records.values())).instance)
+        newcomer.instance_id = 2**40
+        ((key, _),) = to_entries(newcomer, None).items()
         for number in range(rounds):
-            changed = model_card_pb2.Instance()
-            changed.CopyFrom(found.instance)
-            changed.labels["round"] = str(number)
-            put = etcd_pb2.PutRequest(
-                key=found.key.encode(), value=to_entries(changed, None)[found.key], ignore_lease=True
-            )
+            newcomer.epoch = number + 1
+            put = etcd_pb2.PutRequest(key=key.encode(), value=to_entries(newcomer, None)[key])
             started = time.perf_counter()
             put_done = asyncio.ensure_future(other.client.call(wire.PUT, put))
-            while view.records[found.key].instance.labels.get("round") != str(number):
+            while key not in view.records or view.records[key].instance.epoch <= number:
                 await instances.wait_changed()
             waited.append((time.perf_counter() - started) * 1e3)
             await put_done
+        await other.client.call(wire.DELETE_RANGE, etcd_pb2.DeleteRangeRequest(key=key.encode()))
         instances.close()
         await view.close()
     await connections.close()
     return waited
 
 
-def measure(endpoint: str, count: int, etcd_pid: int) -> None:
+class Etcd:
+    """A real etcd, that can lose its data."""
+
+    def __init__(self, path: str, folder: str) -> None:
+        self._path, self._folder, self._runs = path, folder, 0
+        self.endpoint = "127.0.0.1:23790"
+        self.start()
+
+    def start(self) -> None:
+        """Begin, on empty data."""
+        self._runs += 1
+        url = f"http://{self.endpoint}"
+        args = ["--listen-client-urls", url, "--advertise-client-urls", url, "--log-level", "error"]
+        args += ["--listen-peer-urls", "http://127.0.0.1:23800", "--data-dir", f"{self._folder}/{self._runs}"]
+        self.process = subprocess.Popen([self._path, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=1) as answer:
+                if b"true" in answer.read():
+                    return
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(etcd: Etcd, count: int) -> None:
     """Print the table."""
+    endpoint = etcd.endpoint
     here = (sys.executable, Path(__file__), "--endpoint", endpoint)
 
     def one(number: int) -> tuple[float, int]:
@@ -182,11 +214,22 @@ def measure(endpoint: str, count: int, etcd_pid: int) -> None:
         with frontend(endpoint) as (pid, url):
             wait_for(url, count)
             time.sleep(3.0)
-            pids = (pid, fleet_process.pid, etcd_pid)
+            pids = (pid, fleet_process.pid, etcd.process.pid)
             before = [cpu_s(p) for p in pids]
             time.sleep(30.0)
             used = ", ".join(f"{(cpu_s(p) - b) / 30 * 100:.1f} %" for p, b in zip(pids, before, strict=True))
             print(f"a core's time without requests: frontend, all workers, etcd | {used}")
+            etcd.kill()
+            etcd.start()
+            started, used_s = time.monotonic(), cpu_s(pid)
+            while num_instances(url, is_listed=True) == count:
+                time.sleep(0.02)  # until the frontend sees that they are gone
+            while (routed := num_instances(url)) and num_instances(url, is_listed=True) < count:
+                assert routed == count, "an instance was dropped"
+                time.sleep(0.2)
+            took_s = time.monotonic() - started
+            print(f"etcd comes back empty: all are listed again, none was dropped | {took_s:.1f} s after it answers,"
+                  f" {cpu_s(pid) - used_s:.1f} s CPU in the frontend")  # fmt: skip
 
 
 def main() -> None:
@@ -200,11 +243,11 @@ def main() -> None:
         asyncio.run(fleet(args.endpoint, args.fleet))
         return
     with tempfile.TemporaryDirectory() as folder:
-        urls = ["--listen-client-urls", "http://127.0.0.1:23790", "--advertise-client-urls", "http://127.0.0.1:23790"]
-        command = [args.etcd, "--data-dir", folder, *urls, "--listen-peer-urls", "http://127.0.0.1:23800"]
-        with running(*command, "--log-level", "error") as (etcd, _):
-            time.sleep(2.0)
-            measure("127.0.0.1:23790", args.count, etcd.pid)
+        etcd = Etcd(args.etcd, folder)
+        try:
+            measure(etcd, args.count)
+        finally:
+            etcd.kill()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from dynamo_grpc.v1 import control_pb2, model_card_pb2
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+_SETTLE_S = 0.01
 _MAX_KNOWN = 1_000
 
 
@@ -103,14 +104,16 @@ class Catalog:
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changes = Changes()
-        self._cards.subscribe(self._reconcile)
-        self._instances.subscribe(self._reconcile)
+        self._pending: asyncio.TimerHandle | None = None
+        self._is_connected = False
+        self._cards.subscribe(self._on_change)
+        self._instances.subscribe(self._on_change)
         runtime.connections.subscribe(self._changes.tell)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the registry has answered."""
-        return self._instances.is_ready and self._cards.is_ready
+        """Whether the registry has answered, and the models in it are known."""
+        return self._is_connected
 
     @property
     def registry(self) -> Registry:
@@ -170,8 +173,15 @@ class Catalog:
     def _lookup(self, name: str) -> Model | None:
         return self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
 
-    def _reconcile(self, _: Set[str]) -> None:
+    def _on_change(self, _: Set[str]) -> None:
+        """Look at the models when the changes that come together are in: a fleet that registers is a thousand."""
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().call_later(_SETTLE_S, self._reconcile)
+
+    def _reconcile(self) -> None:
         """Compare our models with those whose cards hold."""
+        self._pending = None
+        self._is_connected = self._instances.is_ready and self._cards.is_ready
         held = holding_everywhere(self._instances.records.values())
         cards = self._known_cards()
         for name in [n for n, m in self._models.items() if not _holds(held.get(n), m.card)]:
@@ -240,6 +250,8 @@ class Catalog:
 
     async def close(self) -> None:
         """Stop watching."""
+        if self._pending is not None:
+            self._pending.cancel()
         self._runtime.connections.unsubscribe(self._changes.tell)
         await self._cards.close()
         await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
