@@ -20,11 +20,11 @@ import grpc
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.registry import etcd_pb2 as pb
 from dynamo_grpc.registry import wire
+from dynamo_grpc.registry.embedded_watch import Watch
 from dynamo_grpc.registry.store import Store, StoreError
 
 VERSION = "3.5.0-embedded"
 _TICK_S = 0.1
-_MAX_PENDING = 10_000
 
 
 class EmbeddedRegistry:
@@ -39,7 +39,7 @@ class EmbeddedRegistry:
         self.port = port
         self._clock = clock
         self._cluster_id = secrets.randbits(63)  # another one after a restart: watchers must notice an empty store
-        self._watches: set[_Watch] = set()
+        self._watches: set[Watch] = set()
         self._calls: set[asyncio.Queue[pb.WatchResponse | None]] = set()
         self._answers = asyncio.Event()
         self._answers.set()
@@ -202,7 +202,7 @@ class EmbeddedRegistry:
         """One Watch call: several watches, one queue of responses, written in order."""
         responses: asyncio.Queue[pb.WatchResponse | None] = asyncio.Queue()
         self._calls.add(responses)
-        watches: dict[int, _Watch] = {}
+        watches: dict[int, Watch] = {}
 
         async def read() -> None:
             async for request in requests:
@@ -236,7 +236,7 @@ class EmbeddedRegistry:
     def _create(
         self,
         request: pb.WatchCreateRequest,
-        watches: dict[int, _Watch],
+        watches: dict[int, Watch],
         responses: asyncio.Queue[pb.WatchResponse | None],
     ) -> None:
         watch_id = request.watch_id or max(watches, default=-1) + 1
@@ -257,7 +257,7 @@ class EmbeddedRegistry:
             )
             responses.put_nowait(compacted)
             return
-        watch = watches[watch_id] = _Watch(watch_id, request, self.header, responses)
+        watch = watches[watch_id] = Watch(watch_id, request, self.header, responses)
         if request.start_revision:
             watch.offer(self.store.since(request.start_revision))
         self._watches.add(watch)
@@ -274,42 +274,3 @@ class _Refusing(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
 
         return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-class _Watch:
-    """One watched range of one Watch call."""
-
-    def __init__(
-        self,
-        watch_id: int,
-        request: pb.WatchCreateRequest,
-        header: Callable[[], pb.ResponseHeader],
-        responses: asyncio.Queue[pb.WatchResponse | None],
-    ) -> None:
-        self._id, self._request, self._header, self._responses = watch_id, request, header, responses
-        self.is_lagging = False
-        self._dropped = {
-            {pb.WatchCreateRequest.NOPUT: pb.Event.PUT, pb.WatchCreateRequest.NODELETE: pb.Event.DELETE}[f]
-            for f in request.filters
-        }
-
-    def offer(self, events: list[pb.Event]) -> None:
-        """Queue those of `events` that belong to the range; a watcher that doesn't read gets no more."""
-        self.is_lagging = self.is_lagging or self._responses.qsize() > _MAX_PENDING
-        if self.is_lagging:
-            return
-        mine = [event for event in events if in_watch(event, self._request) and event.type not in self._dropped]
-        if not mine:
-            return
-        response = pb.WatchResponse(header=self._header(), watch_id=self._id, events=mine)
-        if not self._request.prev_kv:
-            for event in response.events:
-                event.ClearField("prev_kv")
-        self._responses.put_nowait(response)
-
-
-def in_watch(event: pb.Event, request: pb.WatchCreateRequest) -> bool:
-    """Whether an event is in the watched range and not before its start."""
-    return wire.in_range(event.kv.key, request.key, request.range_end) and (
-        event.kv.mod_revision >= request.start_revision
-    )
