@@ -1,6 +1,7 @@
 """A client of one endpoint: it watches the instances, routes, streams, cancels.
 
-A request whose attempt fails before its first output goes to another instance: nothing was sent to anybody yet.
+A request whose attempt fails before its first output goes to another instance: nothing was sent to anybody yet. A
+model's answer whose instance is lost goes on at another one.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Annotated:
 class ResponseStream(AsyncClosing):
     """What `Client.generate` returns: an async iterator of items."""
 
-    def __init__(self, stream: RoutedStream[Any], *, annotated: bool) -> None:
+    def __init__(self, stream: RoutedStream[Any, Any], *, annotated: bool) -> None:
         self._stream, self._annotated = stream, annotated
         self._pending: collections.deque[Any] = collections.deque()
 
@@ -229,7 +230,7 @@ class Client:
             )
         if listed[0].instance.kind == model_card_pb2.ENDPOINT_KIND_MODEL:
             message = to_preprocessed_request(request)
-            stream: RoutedStream[Any] = self._router.generate(message, context, mode, instance_id)
+            stream: RoutedStream[Any, Any] = self._router.generate(message, context, mode, instance_id)
         else:
             call = endpoint_pb2.CallRequest(endpoint=str(self.name))
             if isinstance(request, (bytes, bytearray)):

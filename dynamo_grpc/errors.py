@@ -57,6 +57,11 @@ class MeshError(Exception):
         self.retry_after_s = retry_after_s
         self.error_id = error_id
 
+    def say_more(self, text: str) -> None:
+        """Add to the message."""
+        self.message = f"{self.message}; {text}"
+        self.args = (self.message,)
+
 
 class InternalError(MeshError):
     """Something broke that nobody expected; the cause is in the log under `error_id`."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Generic
+from typing import Any, Generic, TypeVar
 
 from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
@@ -15,42 +16,60 @@ from dynamo_grpc.delivery import Delivery, M, OutputStream
 from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, Retry, WrongInstanceError, names
 from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
+from dynamo_grpc.migration import MIGRATION_LIMIT, Answer
 from dynamo_grpc.routing import Policy, RouterMode, make_policy
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
-#: How many instances a request is tried at before its first output.
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", inference_pb2.PreprocessedRequest, endpoint_pb2.CallRequest)
+
+#: How many instances a request is tried at before its first output, and again when it goes on elsewhere.
 MAX_ATTEMPTS = 4
 
 
-class RoutedStream(AsyncClosing, Generic[M]):
+class RoutedStream(AsyncClosing, Generic[R, M]):
     """The outputs of one request, wherever it runs; use it with `async with`, or read it to its end.
 
     Args:
-        open_at: opens the request at an instance.
+        request: what is sent.
+        open_at: opens a request at an instance.
         choose: picks an instance that is not excluded, or raises.
         choose_later: the same, after a failure; it may wait for one.
         mark_gone: is told of instances whose address belongs to another process.
+        answer: for a model's request: what it gave, so that it can go on elsewhere after its first output.
 
     Attributes:
         instance: who serves it now.
+        num_retries: how often it was sent to another instance because nothing had been given yet.
     """
 
     def __init__(
         self,
-        open_at: Callable[[Live], OutputStream[M]],
+        request: R,
+        open_at: Callable[[Live, R], OutputStream[M]],
         choose: Callable[[frozenset[int]], Live],
         choose_later: Callable[[frozenset[int]], Awaitable[Live]],
         mark_gone: Callable[[int], None],
+        answer: Answer | None = None,
     ) -> None:
-        self._open_at: Callable[[Live], OutputStream[M]] = open_at
-        self._choose_later, self._mark_gone = choose_later, mark_gone
+        self._request: R = request
+        self._open_at: Callable[[Live, R], OutputStream[M]] = open_at
+        self._choose_later, self._mark_gone, self._answer = choose_later, mark_gone, answer
         self._failed: set[int] = set()
-        self._stream: OutputStream[M] = open_at(choose(frozenset()))
+        self._num_attempts = 1
+        self.num_retries = 0
+        self._stream: OutputStream[M] = open_at(choose(frozenset()), request)
 
     @property
     def instance(self) -> model_card_pb2.Instance:
         """Who serves it now."""
         return self._stream.instance
+
+    @property
+    def num_migrations(self) -> int:
+        """How often it went on at another instance after its first output."""
+        return self._answer.num_migrations if self._answer is not None else 0
 
     async def read(self, sink: Sink) -> bool:
         """Give outputs to `sink` as they arrive, until it returns False; True says that the stream has ended.
@@ -61,11 +80,29 @@ class RoutedStream(AsyncClosing, Generic[M]):
         Raises:
             MeshError: it has failed, and can't go elsewhere. What `sink` raises comes out as it is.
         """
+        if (answer := self._answer) is None:
+            keep = sink
+        else:
+
+            def keep(outputs: list[Any]) -> bool:
+                answer.add(outputs)
+                return sink(outputs)
+
         while True:
             try:
-                return await self._stream.read(sink)
+                return await self._stream.read(keep)
             except MeshError as error:
-                await self._go_elsewhere(error)
+                if not self._stream.has_output:
+                    self.num_retries += 1
+                    await self._go_elsewhere(error, (Retry.ELSEWHERE, Retry.MIGRATE))
+                elif answer is None or error.retry is not Retry.MIGRATE:
+                    raise
+                elif (ending := answer.ending()) is not None:
+                    if ending.choices:
+                        sink([ending])
+                    return True
+                else:
+                    await self._migrate(answer, error)
 
     async def take(self) -> list[M | int]:
         """All outputs that are there; waits for one. None at all says that the stream has ended."""
@@ -78,19 +115,30 @@ class RoutedStream(AsyncClosing, Generic[M]):
         await self.read(keep)
         return taken
 
-    async def _go_elsewhere(self, error: MeshError) -> None:
-        if self._stream.has_output or error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE):
+    async def _migrate(self, answer: Answer, error: MeshError) -> None:
+        """Let the answer go on at another instance, from where it was."""
+        if refusal := answer.refusal:
+            error.say_more(f"it can't go on elsewhere: {refusal}")
+            raise error
+        self._request = answer.resumed()  # type: ignore[assignment]  # only a model's request has an answer
+        self._num_attempts = 0
+        logger.info("a request goes on elsewhere: %s", error.message)
+        await self._go_elsewhere(error, (Retry.MIGRATE,))
+
+    async def _go_elsewhere(self, error: MeshError, allowed: tuple[Retry, ...]) -> None:
+        if error.retry not in allowed:
             raise error
         self._failed.add(self.instance.instance_id)
         if isinstance(error, WrongInstanceError):
             self._mark_gone(self.instance.instance_id)
-        if len(self._failed) >= MAX_ATTEMPTS:
+        if self._num_attempts >= MAX_ATTEMPTS:
             raise error
+        self._num_attempts += 1
         try:
             live = await self._choose_later(frozenset(self._failed))
         except MeshError:
             raise error from None
-        self._stream = self._open_at(live)
+        self._stream = self._open_at(live, self._request)
 
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
@@ -102,7 +150,8 @@ class Router:
 
     Args:
         describe: what the set is, for the error when it is empty.
-        wait_s: how long a request that failed before its first output waits for another instance.
+        wait_s: how long a request that failed waits for another instance.
+        migration_limit: how often a model's request goes on elsewhere after its first output.
     """
 
     def __init__(
@@ -112,7 +161,9 @@ class Router:
         describe: str,
         wait_s: float = 0.0,
         rng: random.Random | None = None,
+        migration_limit: int = MIGRATION_LIMIT,
     ) -> None:
+        self._migration_limit = migration_limit
         self.instances, self._delivery, self._describe, self._wait_s = instances, delivery, describe, wait_s
         self._rng = rng or random.Random()
         self._policies: dict[RouterMode, Policy | None] = {}
@@ -163,21 +214,24 @@ class Router:
         context: Context,
         mode: RouterMode,
         instance_id: int | None = None,
-    ) -> RoutedStream[inference_pb2.GenerateResponse]:
+    ) -> RoutedStream[inference_pb2.PreprocessedRequest, inference_pb2.GenerateResponse]:
         """Send a request to a model."""
         return RoutedStream(
-            lambda live: self._delivery.open_generate(live, request, context),
+            request,
+            lambda live, message: self._delivery.open_generate(live, message, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
             lambda excluded: self._choose_later(mode, instance_id, excluded),
             self.instances.mark_gone,
+            Answer(request, self._migration_limit),
         )
 
     def call(
         self, request: endpoint_pb2.CallRequest, context: Context, mode: RouterMode, instance_id: int | None = None
-    ) -> RoutedStream[endpoint_pb2.CallResponse]:
+    ) -> RoutedStream[endpoint_pb2.CallRequest, endpoint_pb2.CallResponse]:
         """Send a request to an endpoint of any kind."""
         return RoutedStream(
-            lambda live: self._delivery.open_call(live, request, context),
+            request,
+            lambda live, message: self._delivery.open_call(live, message, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
             lambda excluded: self._choose_later(mode, instance_id, excluded),
             self.instances.mark_gone,

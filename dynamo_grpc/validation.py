@@ -156,7 +156,8 @@ def with_defaults(
     if not full.stop_conditions.HasField("max_tokens"):
         default = card.default_max_tokens if card.HasField("default_max_tokens") else room
         if default is not None:
-            full.stop_conditions.max_tokens = default
+            given = len(full.token_ids) - full.resume.num_prompt_tokens if full.HasField("resume") else 0
+            full.stop_conditions.max_tokens = max(1, default - (given if card.HasField("default_max_tokens") else 0))
     if room is not None and full.stop_conditions.max_tokens > room:
         full.stop_conditions.max_tokens = room
     return full

@@ -105,6 +105,11 @@ class Process:
         self._reader.join(5)
         return code
 
+    def close_at_once(self) -> None:
+        """Kill it."""
+        self._popen.kill()
+        self._popen.wait()
+
     def close(self) -> None:
         """End it, whatever it does."""
         if self._popen.poll() is None:

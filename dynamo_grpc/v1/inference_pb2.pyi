@@ -776,8 +776,8 @@ Global___MediaItem: typing_extensions.TypeAlias = MediaItem
 
 @typing.final
 class ResumeState(google.protobuf.message.Message):
-    """ResumeState says where the prompt ended, in a request that goes on elsewhere: penalties, usage, min_tokens and the
-    seeded draw count from there.
+    """ResumeState says where the prompt ended, in a request that goes on elsewhere: penalties, usage and the seeded draw
+    count from there. max_tokens and min_tokens are what is left of them.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

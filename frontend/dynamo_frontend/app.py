@@ -35,6 +35,7 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.errors import Retry
 from dynamo_grpc.metadata import printable
+from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.telemetry import server_span
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 
@@ -53,6 +54,7 @@ class FrontendSettings:
     router_mode: RouterMode = RouterMode.RoundRobin
     max_body_bytes: int = 64 * 1024 * 1024
     instance_wait_s: float = 10.0
+    migration_limit: int = MIGRATION_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,13 @@ class Frontend:
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         async with self._make_runtime() as runtime:
             settings = self._settings
-            self.catalog = Catalog(runtime, settings.router_mode, settings.namespace, settings.instance_wait_s)
+            self.catalog = Catalog(
+                runtime,
+                settings.router_mode,
+                settings.namespace,
+                settings.instance_wait_s,
+                settings.migration_limit,
+            )
             yield
             await self.catalog.close()
 

@@ -34,6 +34,7 @@ from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
+from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
 from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, holding_everywhere
 from dynamo_grpc.registry import Registry, View
@@ -89,12 +90,19 @@ class Catalog:
     Args:
         namespace: only models of this namespace; empty means all.
         instance_wait_s: how long a request for a known model waits for an instance.
+        migration_limit: how often a request goes on elsewhere after its first output; a model's card wins.
     """
 
     def __init__(
-        self, runtime: DistributedRuntime, router_mode: RouterMode, namespace: str = "", instance_wait_s: float = 10.0
+        self,
+        runtime: DistributedRuntime,
+        router_mode: RouterMode,
+        namespace: str = "",
+        instance_wait_s: float = 10.0,
+        migration_limit: int = MIGRATION_LIMIT,
     ) -> None:
         self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
+        self._migration_limit = migration_limit
         suffix = f"{namespace}/" if namespace else ""
         ask = ask_whether_it_serves(runtime.connections)
         self._instances = View.start(runtime.registry, INSTANCES + suffix, decode_instance, ask)
@@ -211,11 +219,15 @@ class Catalog:
             return instance.model == card.name and instance.card_checksum == card.checksum
 
         instances = InstanceSet(self._instances, self._runtime.connections, accepts)
-        model = Model(
-            card,
+        limit = card.migration_limit if card.HasField("migration_limit") else self._migration_limit
+        router = Router(
             instances,
-            Router(instances, self._runtime.delivery, f"model {card.name!r}", wait_s=self._instance_wait_s),
+            self._runtime.delivery,
+            f"model {card.name!r}",
+            wait_s=self._instance_wait_s,
+            migration_limit=limit,
         )
+        model = Model(card, instances, router)
         model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
         return model
 

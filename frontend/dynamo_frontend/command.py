@@ -28,6 +28,7 @@ from dynamo_grpc.cli.options import (
     router_mode_option,
     static_option,
 )
+from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.telemetry import configure_tracing
 
 
@@ -59,6 +60,12 @@ Examples:
     type=click.FloatRange(0),
 )
 @option(
+    "--migration-limit",
+    "How often a request goes on at another worker after its first token, when its own is lost; a model's card wins.",
+    default=MIGRATION_LIMIT,
+    type=click.IntRange(0),
+)
+@option(
     "--shutdown-timeout-s",
     "How long running requests may go on after SIGTERM.",
     envvar="DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
@@ -84,6 +91,7 @@ def frontend(**options: Any) -> None:
         router_mode=RouterMode(options["router_mode"]),
         max_body_bytes=options["max_body_mb"] * 2**20,
         instance_wait_s=options["instance_wait_s"],
+        migration_limit=options["migration_limit"],
     )
     if options["processes"] > 1 and options["http_fd"] is None:
         _run_processes(options, registry.description)

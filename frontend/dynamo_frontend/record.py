@@ -42,9 +42,15 @@ class Metrics:
         )
         self.registry_up = Gauge(
             "dynamo_frontend_registry_up",
-            "1 while the registry answers, 0 while what was known goes on serving.",
+            "1 while all works that is done with the registry, 0 while what was known goes on serving.",
             registry=self.registry,
             multiprocess_mode="livemin",
+        )
+        self.migrations = Counter(
+            "dynamo_frontend_model_migration",
+            "Requests that were sent to another worker: before their first output (new_request) or after it.",
+            ("model", "migration_type"),
+            registry=self.registry,
         )
         self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
         self.ttft = histogram("time_to_first_token_seconds", "Seconds from a request's arrival to its first output.")
@@ -74,6 +80,8 @@ class Record:
     model: str = ""
     is_stream: bool = False
     instance: int = 0
+    num_retries: int = 0
+    num_migrations: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     finish: str = ""
@@ -109,10 +117,13 @@ class Record:
             self.metrics.duration.labels(*labels).observe(now - self.started)
             self.metrics.input_tokens.labels(*labels).inc(self.prompt_tokens)
             self.metrics.output_tokens.labels(*labels).inc(self.output_tokens)
+            for kind, count in (("new_request", self.num_retries), ("ongoing_request", self.num_migrations)):
+                if count:
+                    self.metrics.migrations.labels(model, kind).inc(count)
             if self.first is not None:
                 self.metrics.ttft.labels(*labels).observe(self.first - self.started)
         logger.info(
-            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%s",
+            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%s%s",
             self.request_id,
             self.endpoint,
             self.model or "-",
@@ -123,4 +134,5 @@ class Record:
             f"{(self.first - self.started) * 1e3:.1f}" if self.first is not None else "-",
             (now - self.started) * 1e3,
             f"{self.instance:016x}" if self.instance else "-",
+            f" migrations={self.num_migrations}" if self.num_migrations else "",
         )

@@ -88,10 +88,14 @@ class Relay:
                     goes_on = show(pieces) if pieces else True
                     return goes_on and not (self._stops and self._is_finished)
 
-                while not await stream.read(sink):
-                    if self._stops and self._is_finished:
-                        break  # a stop string ended it before the worker did: leaving tells it so
-                    await rest()
+                try:
+                    while not await stream.read(sink):
+                        if self._stops and self._is_finished:
+                            break  # a stop string ended it before the worker did: leaving tells it so
+                        await rest()
+                finally:
+                    self._record.num_retries += stream.num_retries
+                    self._record.num_migrations += stream.num_migrations
         finally:
             self._settle()
         if not self._is_finished:
