@@ -100,7 +100,11 @@ class _Source:
             elif self._spec.startswith("dns:"):
                 self._addresses = await self._resolve()
             self._activity.works()
-        except (OSError, ValueError) as error:  # a file that is being replaced, a typo, a resolver that is away
+        except (
+            OSError,
+            ValueError,
+            ConfigurationError,
+        ) as error:  # a file that is being replaced, a typo, a resolver that is away
             self._activity.failed(error)
         return self._addresses
 

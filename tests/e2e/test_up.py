@@ -146,7 +146,7 @@ def test_the_same_answer_by_every_way(cli: Start) -> None:
     assert asyncio.run(by_stub()) == by_library
 
 
-async def test_a_worker_killed_under_load_costs_no_request_that_had_not_begun(cli: Start) -> None:
+async def test_a_worker_killed_under_load_costs_no_request(cli: Start) -> None:
     up = Up(cli, workers=3)
     await asyncio.to_thread(up.wait_ready, 3)
     body = {**CHAT, "stream": True, "max_tokens": 60}
@@ -181,7 +181,7 @@ async def test_a_worker_killed_under_load_costs_no_request_that_had_not_begun(cl
         await asyncio.gather(*tasks)
     assert failed_early == []
     assert done > 30
-    assert lost < 24  # those that streamed from the killed worker at that moment, at most
+    assert lost == 0  # those that streamed from the killed worker at that moment went on elsewhere
     up.process.wait_for("worker 1 ended \\(SIGKILL\\), starting it again")
     until(lambda: up.process.output.count(f"worker ready at 127.0.0.1:{up.port} ") == 2)
 
@@ -204,7 +204,7 @@ def test_start_order_does_not_matter(cli: Start) -> None:
     worker = cli("worker", "tiny", env=env)
     url = f"http://127.0.0.1:{http}"
     frontend.wait_for("frontend ready")
-    worker.wait_for("not registered, trying again")
+    worker.wait_for("registering failed, trying again")
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{url}/v1/chat/completions", json.dumps(CHAT).encode(), timeout=5)
     assert caught.value.code == 503
@@ -328,7 +328,7 @@ def test_settings_by_environment(cli: Start) -> None:
         "tiny",
         env={"DYN_MODEL_NAME": "renamed", "DYN_SYSTEM_PORT": str(port), "ETCD_ENDPOINTS": "127.0.0.1:1"},
     )
-    worker.wait_for("not registered")
+    worker.wait_for("registering failed")
     assert urllib.request.urlopen(f"http://127.0.0.1:{port}/live", timeout=5).status == 200
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
