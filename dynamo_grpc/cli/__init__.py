@@ -10,6 +10,7 @@ import click
 from dynamo_grpc.cli.call import call
 from dynamo_grpc.cli.chat import chat
 from dynamo_grpc.cli.doctor import doctor
+from dynamo_grpc.cli.drain import drain
 from dynamo_grpc.cli.options import MeshGroup
 from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
@@ -67,5 +68,5 @@ def main() -> None:
     """A service mesh for inference workers: gRPC from the front door to the engine."""
 
 
-for _command in (call, chat, doctor, ps, registry, up, worker):
+for _command in (call, chat, doctor, drain, ps, registry, up, worker):
     main.add_command(_command)

@@ -179,3 +179,21 @@ def test_dns_names_are_resolved_again(cli: Start, start: Start, tmp_path: Path) 
     until(lambda: httpx.get(f"{url}/health").json()["registry"]["unreachable_since"])
     assert addresses() == {f"127.0.0.2:{port}"}
     assert json.loads(httpx.get(f"{url}/health").text)["status"] == "healthy"
+
+
+def test_a_worker_is_drained_by_command(cli: Start, env: dict[str, str]) -> None:
+    workers = [cli("worker", "echo", env=env) for _ in range(2)]
+    ids = [worker.wait_for(r"worker ready at \S+ .* instance (\w+)\)")[1] for worker in workers]
+    unknown = cli("drain", "zzz", env=env)
+    assert unknown.wait() == 1
+    assert all(instance_id in unknown.output for instance_id in ids)
+    drained = cli("drain", ids[0][:12], "--limit-s", "1", env=env)
+    assert drained.wait() == 0, drained.output
+    assert "drains; 0 requests run there" in drained.output
+    assert workers[0].wait() == 0
+    address = workers[1].wait_for(r"worker ready at (\S+)")[1]
+    assert cli("drain", address, env=env).wait() == 0
+    assert workers[1].wait() == 0
+    again = cli("drain", address, env=env)
+    assert again.wait() == 1
+    assert "Traceback" not in again.output
