@@ -88,6 +88,7 @@ class Context:
         if self._stopped:
             future.set_result(True)
         else:
+            self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
             self._waiters.append(future)
         return future
 

@@ -51,6 +51,11 @@ class OutputStream(Generic[M]):
         """Whether an output was read."""
         return self._inbox.has_given
 
+    @property
+    def error(self) -> BaseException | None:
+        """How it failed, if it has."""
+        return self._inbox.error
+
     async def read(self, sink: Sink) -> bool:
         """Give outputs to `sink` as they arrive, until it returns False; True says that the stream has ended.
 

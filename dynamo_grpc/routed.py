@@ -13,7 +13,15 @@ from typing import Any, Generic, TypeVar
 from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery, M, OutputStream
-from dynamo_grpc.errors import InvalidRequestError, MeshError, NoInstancesError, Retry, WrongInstanceError, names
+from dynamo_grpc.errors import (
+    InvalidRequestError,
+    MeshError,
+    NoInstancesError,
+    RequestCancelledError,
+    Retry,
+    WrongInstanceError,
+    names,
+)
 from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.migration import MIGRATION_LIMIT, Answer
@@ -33,6 +41,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
 
     Args:
         request: what is sent.
+        context: the request's own; a stop or a kill ends the search for an instance too.
         open_at: opens a request at an instance.
         choose: picks an instance that is not excluded, or raises.
         choose_later: the same, after a failure; it may wait for one.
@@ -40,13 +49,13 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         answer: for a model's request: what it gave, so that it can go on elsewhere after its first output.
 
     Attributes:
-        instance: who serves it now.
         num_retries: how often it was sent to another instance because nothing had been given yet.
     """
 
     def __init__(
         self,
         request: R,
+        context: Context,
         open_at: Callable[[Live, R], OutputStream[M]],
         choose: Callable[[frozenset[int]], Live],
         choose_later: Callable[[frozenset[int]], Awaitable[Live]],
@@ -55,9 +64,11 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
     ) -> None:
         self._request: R = request
         self._open_at: Callable[[Live, R], OutputStream[M]] = open_at
-        self._choose_later, self._mark_gone, self._answer = choose_later, mark_gone, answer
+        self._context, self._choose_later, self._mark_gone, self._answer = context, choose_later, mark_gone, answer
         self._failed: set[int] = set()
         self._num_attempts = 1
+        self._error: MeshError | None = None
+        self._is_closed = self._is_whole = False
         self.num_retries = 0
         self._stream: OutputStream[M] = open_at(choose(frozenset()), request)
 
@@ -80,6 +91,10 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         Raises:
             MeshError: it has failed, and can't go elsewhere. What `sink` raises comes out as it is.
         """
+        if self._is_whole:
+            return True
+        if self._error is not None:
+            raise self._error
         if (answer := self._answer) is None:
             keep = sink
         else:
@@ -92,17 +107,16 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             try:
                 return await self._stream.read(keep)
             except MeshError as error:
-                if not self._stream.has_output:
-                    self.num_retries += 1
-                    await self._go_elsewhere(error, (Retry.ELSEWHERE, Retry.MIGRATE))
-                elif answer is None or error.retry is not Retry.MIGRATE:
-                    raise
-                elif (ending := answer.ending()) is not None:
-                    if ending.choices:
-                        sink([ending])
-                    return True
-                else:
-                    await self._migrate(answer, error)
+                if error is not self._stream.error:
+                    raise  # the sink's own
+                self._error = error
+            if (ending := self._ending(self._error)) is not None:
+                self._is_whole = True
+                if ending.choices:
+                    sink([ending])
+                return True
+            await self._go_elsewhere(self._error)
+            self._error = None
 
     async def take(self) -> list[M | int]:
         """All outputs that are there; waits for one. None at all says that the stream has ended."""
@@ -115,33 +129,62 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         await self.read(keep)
         return taken
 
-    async def _migrate(self, answer: Answer, error: MeshError) -> None:
-        """Let the answer go on at another instance, from where it was."""
-        if refusal := answer.refusal:
-            error.say_more(f"it can't go on elsewhere: {refusal}")
-            raise error
-        self._request = answer.resumed()  # type: ignore[assignment]  # only a model's request has an answer
-        self._num_attempts = 0
-        logger.info("a request goes on elsewhere: %s", error.message)
-        await self._go_elsewhere(error, (Retry.MIGRATE,))
+    def _ending(self, error: MeshError) -> inference_pb2.GenerateResponse | None:
+        """What is still to be told if the answer needs no other instance, though its own was lost."""
+        if self._answer is None or not self._stream.has_output or error.retry is not Retry.MIGRATE:
+            return None
+        return self._answer.ending(is_stopped=self._context.is_stopped() and not self._context.is_killed())
 
-    async def _go_elsewhere(self, error: MeshError, allowed: tuple[Retry, ...]) -> None:
-        if error.retry not in allowed:
-            raise error
+    async def _go_elsewhere(self, error: MeshError) -> None:
+        """Send the request to another instance: as it was, or so that it goes on where it was.
+
+        Raises:
+            MeshError: `error`, if that can't be or nobody is there; or it was cancelled meanwhile.
+        """
+        answer = self._answer if self._answer is not None and self._answer.has_begun else None
+        if self._stream.has_output:
+            if answer is None or error.retry is not Retry.MIGRATE:
+                raise error
+            if refusal := answer.refusal:
+                error.say_more(f"it can't go on elsewhere: {refusal}")
+                raise error
+            self._num_attempts = 0
+        elif error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE) and not (answer and error.retry is Retry.LATER):
+            raise error  # (an answer that has begun looks for room elsewhere too)
         self._failed.add(self.instance.instance_id)
         if isinstance(error, WrongInstanceError):
             self._mark_gone(self.instance.instance_id)
         if self._num_attempts >= MAX_ATTEMPTS:
             raise error
+        live = await self._wait_for_another(error)
         self._num_attempts += 1
-        try:
-            live = await self._choose_later(frozenset(self._failed))
-        except MeshError:
-            raise error from None
+        if answer is None:
+            self.num_retries += 1
+        elif self._stream.has_output:
+            self._request = answer.resumed(self.instance.card_checksum)  # type: ignore[assignment]  # a model's request
+            answer.num_migrations += 1
+            logger.info("a request goes on elsewhere: %s", error.message, extra={"request_id": self._context.id()})
         self._stream = self._open_at(live, self._request)
+
+    async def _wait_for_another(self, error: MeshError) -> Live:
+        """An instance that it hasn't failed at; the end of the request ends the wait."""
+        waiting = asyncio.ensure_future(self._choose_later(frozenset(self._failed)))
+        ended = self._context.async_killed_or_stopped()
+        try:
+            await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
+            if self._is_closed or ended.done():
+                raise RequestCancelledError(f"request {self._context.id()} was ended while it waited for an instance")
+            return waiting.result()
+        except NoInstancesError as none:
+            error.say_more(f"nobody else can take it: {none.message}")
+            raise error from None
+        finally:
+            waiting.cancel()
+            ended.cancel()
 
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
+        self._is_closed = True
         await self._stream.aclose()
 
 
@@ -218,6 +261,7 @@ class Router:
         """Send a request to a model."""
         return RoutedStream(
             request,
+            context,
             lambda live, message: self._delivery.open_generate(live, message, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
             lambda excluded: self._choose_later(mode, instance_id, excluded),
@@ -231,6 +275,7 @@ class Router:
         """Send a request to an endpoint of any kind."""
         return RoutedStream(
             request,
+            context,
             lambda live, message: self._delivery.open_call(live, message, context),
             lambda excluded: self.choose(mode, instance_id, excluded),
             lambda excluded: self._choose_later(mode, instance_id, excluded),

@@ -16,6 +16,9 @@ from dynamo_grpc.registry import Registry
 from dynamo_grpc.status import from_rpc_error
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 
+#: So many digits of an id must be given: an empty variable in a script must not drain anybody.
+_MIN_ID = 4
+
 
 @click.command(
     cls=MeshCommand,
@@ -29,7 +32,11 @@ The worker leaves the registry, takes no new requests, finishes those that run, 
 limit goes on at other workers.""",
 )
 @click.argument("worker", metavar="INSTANCE|HOST:PORT")
-@option("--limit-s", "Seconds that running requests may take; by default the worker's own.", type=click.FloatRange(0))
+@option(
+    "--limit-s",
+    "Seconds that running requests may take; by default the worker's own.",
+    type=click.FloatRange(0, 86_400),
+)
 @static_option
 @log_option
 def drain(worker: str, limit_s: float | None, static: str, log_level: str) -> None:
@@ -65,6 +72,10 @@ async def _address_of(registry: Registry, instance_id: str) -> str:
     found = {
         f"{r.instance.instance_id:016x}": r.instance.address for r in read_instances(await registry.list(INSTANCES))
     }
+    if len(instance_id) < _MIN_ID:
+        raise InvalidRequestError(
+            f"{instance_id!r} is too short for an instance id: give {_MIN_ID} digits of it at least"
+        )
     matches = sorted(full for full in found if full.startswith(instance_id))
     if not matches:
         raise NoInstancesError(

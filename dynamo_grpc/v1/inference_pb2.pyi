@@ -790,7 +790,7 @@ class ResumeState(google.protobuf.message.Message):
     choice_index: builtins.int
     """Which choice of the first request goes on."""
     num_attempts: builtins.int
-    """How many workers took the request before this one."""
+    """How many workers had begun to answer before this one."""
     def __init__(
         self,
         *,

@@ -323,7 +323,7 @@ async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, list[Piece]]
         try:
             return relay, await collect(relay)
         except MeshError as error:
-            if error.retry is not Retry.MIGRATE or attempt == _WHOLE_ATTEMPTS:
+            if error.retry is not Retry.MIGRATE or relay.num_migrations or attempt == _WHOLE_ATTEMPTS:
                 raise
     raise AssertionError("the last attempt returns or raises")
 

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _SETTLE_S = 0.01
 _MAX_KNOWN = 1_000
+_MAX_RESTING = 32
 
 
 @dataclass(slots=True)
@@ -109,6 +110,7 @@ class Catalog:
         self._cards = View.start(runtime.registry, MODELS + suffix, decode_card)
         self._cards_by_checksum: dict[tuple[str, str], model_card_pb2.ModelCard] = {}
         self._models: dict[str, Model] = {}
+        self._resting: dict[tuple[str, str], Model] = {}
         self._gone: dict[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changes = Changes()
@@ -197,14 +199,21 @@ class Catalog:
             self._gone[name] = time.monotonic()
             while len(self._gone) > _MAX_KNOWN:
                 del self._gone[next(iter(self._gone))]
-            task = asyncio.get_running_loop().create_task(self._models.pop(name).close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._rest(self._models.pop(name))
         for name in held.keys() - self._models.keys():
             if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
                 self._gone.pop(name, None)
-                self._models[name] = self._open(card)
+                self._models[name] = self._resting.pop((name, card.checksum), None) or self._open(card)
         self._changes.tell()
+
+    def _rest(self, model: Model) -> None:
+        """Keep a model that nobody serves: its workers may come back, and requests that run may go on there."""
+        self._resting[model.card.name, model.card.checksum] = model
+        while len(self._resting) > _MAX_RESTING:
+            oldest = self._resting.pop(next(iter(self._resting)))
+            task = asyncio.get_running_loop().create_task(oldest.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     def _known_cards(self) -> dict[tuple[str, str], model_card_pb2.ModelCard]:
         """The cards by name and checksum; those that the registry lost are known while an instance has them."""
@@ -266,7 +275,8 @@ class Catalog:
             self._pending.cancel()
         self._runtime.connections.unsubscribe(self._changes.tell)
         await self._cards.close()
-        await asyncio.gather(*(model.close() for model in self._models.values()), *self._closing)
+        models = (*self._models.values(), *self._resting.values())
+        await asyncio.gather(*(model.close() for model in models), *self._closing)
         await self._instances.close()
 
 

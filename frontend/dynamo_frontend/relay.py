@@ -43,6 +43,7 @@ class Relay:
 
     Attributes:
         usage: prompt and completion tokens; final when `run` has ended.
+        num_migrations: how often it went on at another worker.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Relay:
         self._num_choices = max(1, message.sampling_options.n)
         self._choices: dict[int, ChoiceText] = {}
         self._finished: set[int] = set()
-        self._num_counted = 0
+        self._num_counted = self.num_migrations = 0
         self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
         record.prompt_tokens = len(message.token_ids)
 
@@ -95,7 +96,8 @@ class Relay:
                         await rest()
                 finally:
                     self._record.num_retries += stream.num_retries
-                    self._record.num_migrations += stream.num_migrations
+                    self.num_migrations = stream.num_migrations
+                    self._record.num_migrations += self.num_migrations
         finally:
             self._settle()
         if not self._is_finished:

@@ -187,6 +187,9 @@ def test_a_worker_is_drained_by_command(cli: Start, env: dict[str, str]) -> None
     unknown = cli("drain", "zzz", env=env)
     assert unknown.wait() == 1
     assert all(instance_id in unknown.output for instance_id in ids)
+    empty = cli("drain", "", env=env)
+    assert empty.wait() == 1
+    assert "too short" in empty.output
     drained = cli("drain", ids[0][:12], "--limit-s", "1", env=env)
     assert drained.wait() == 0, drained.output
     assert "drains; 0 requests run there" in drained.output

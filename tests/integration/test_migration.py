@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_grpc import Context, EngineShutdown, InstanceLostError, RequestCancelledError
+from dynamo_grpc import Context, EngineShutdown, InstanceLostError, OverloadedError, RequestCancelledError
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.testing import Mesh
 
@@ -21,8 +21,8 @@ pytestmark = both_lanes
 class Counting:
     """Says 0, 1, 2 … after any prompt; after `gate` tokens it waits until it is lost, or does what `ending` does."""
 
-    def __init__(self, gate: int = 1_000, ending: Any = None) -> None:
-        self.gate, self._ending = gate, ending
+    def __init__(self, gate: int = 1_000, ending: Any = None, num_choices: int = 1) -> None:
+        self.gate, self._ending, self.num_choices = gate, ending, num_choices
         self.requests: list[dict[str, Any]] = []
         self.is_waiting = asyncio.Event()
 
@@ -36,12 +36,15 @@ class Counting:
                 if self._ending is not None:
                     raise self._ending
                 await asyncio.Event().wait()
-            yield number
+            if self.num_choices > 1:
+                yield {"token_ids": [number], "index": count % self.num_choices}
+            else:
+                yield number
             number += 1
 
 
 async def serve(mesh: Mesh, *handlers: Counting) -> list[DistributedRuntime]:
-    return [await mesh.serve(NAME, handler.generate, toy(10_000)) for handler in handlers]
+    return [await mesh.serve(NAME, handler.generate, toy(10_000, capabilities=["n"])) for handler in handlers]
 
 
 def request(**stop: Any) -> dict[str, Any]:
@@ -135,3 +138,108 @@ async def test_a_worker_that_drains_hands_over_what_is_left(mesh: Mesh) -> None:
     await mesh.stop(runtime)
     tokens, ends = await asyncio.wait_for(reading, 5)
     assert (tokens, len(ends)) == (list(range(20)), 1)
+
+
+@pytest.mark.parametrize("gate", [10, 30])  # before and after the tokens of both together are max_tokens
+async def test_several_choices_are_not_taken_for_a_whole_answer(mesh: Mesh, gate: int) -> None:
+    lost, other = Counting(gate, num_choices=2), Counting(num_choices=2)
+    (runtime,) = await serve(mesh, lost)
+    client = await mesh.client(NAME)
+    asked = {**request(), "sampling_options": {"n": 2}}
+    reading = asyncio.ensure_future(read(await client.generate(asked)))
+    await asyncio.wait_for(lost.is_waiting.wait(), 5)
+    await serve(mesh, other)
+    await mesh.lose(runtime)
+    with pytest.raises(InstanceLostError, match="it has several choices at once"):
+        await asyncio.wait_for(reading, 5)
+    assert other.requests == []
+
+
+async def test_it_looks_for_room_when_the_next_worker_is_full(mesh: Mesh) -> None:
+    lost = Counting(gate=4)
+    (runtime,) = await serve(mesh, lost)
+    client = await mesh.client(NAME)
+    reading = asyncio.ensure_future(read(await client.generate(request())))
+    await asyncio.wait_for(lost.is_waiting.wait(), 5)
+    full = [Counting(gate=0, ending=OverloadedError("full", retry_after_s=1.0)) for _ in range(2)]
+    room = Counting()
+    await serve(mesh, *full, room)
+    await eventually(lambda: len(client.instance_ids()) == 4)
+    await mesh.lose(runtime)
+    tokens, ends = await asyncio.wait_for(reading, 5)
+    assert (tokens, len(ends)) == (list(range(20)), 1)
+    assert len(room.requests) == 1
+
+
+async def test_who_is_asked_by_name_is_asked_alone(mesh: Mesh) -> None:
+    lost, other = Counting(gate=4), Counting()
+    runtimes = await serve(mesh, lost, other)
+    client = await mesh.client(NAME)
+    stream = await client.direct(request(), runtimes[0].instance_id)
+    reading = asyncio.ensure_future(read(stream))
+    await asyncio.wait_for(lost.is_waiting.wait(), 5)
+    await mesh.lose(runtimes[0])
+    with pytest.raises(InstanceLostError, match="nobody else can take it"):
+        await asyncio.wait_for(reading, 5)
+    assert (stream._stream.num_migrations, stream._stream.num_retries, other.requests) == (0, 0, [])
+
+
+async def test_a_stop_gives_an_answer_its_end_when_its_worker_is_lost(mesh: Mesh) -> None:
+    is_waiting, other = asyncio.Event(), Counting()
+
+    async def leaving(request: dict[str, Any], context: Context) -> AsyncIterator[int]:
+        for number in range(4):
+            yield number
+        is_waiting.set()
+        await context.async_killed_or_stopped()
+        raise EngineShutdown
+
+    await mesh.serve(NAME, leaving, toy(10_000, capabilities=["n"]))
+    client = await mesh.client(NAME)
+    context = Context()
+    reading = asyncio.ensure_future(read(await client.generate(request(), context=context)))
+    await asyncio.wait_for(is_waiting.wait(), 5)
+    await serve(mesh, other)
+    await eventually(lambda: len(client.instance_ids()) == 2)
+    context.stop_generating()
+    tokens, (end,) = await asyncio.wait_for(reading, 5)
+    assert (tokens, end["finish_reason"], other.requests) == ([0, 1, 2, 3], "cancelled", [])
+
+
+async def test_a_kill_ends_the_search(mesh: Mesh) -> None:
+    lost = Counting(gate=4)
+    (runtime,) = await serve(mesh, lost)
+    client = await mesh.client(NAME)
+    client._router._wait_s = 60.0
+    context = Context()
+    reading = asyncio.ensure_future(read(await client.generate(request(), context=context)))
+    await asyncio.wait_for(lost.is_waiting.wait(), 5)
+    await mesh.lose(runtime)
+    await eventually(lambda: not client.instance_ids())
+    context.kill()
+    with pytest.raises((RequestCancelledError, InstanceLostError)):
+        await asyncio.wait_for(reading, 5)
+
+
+async def test_the_only_worker_of_a_model_is_replaced_while_it_answers(mesh: Mesh) -> None:
+    """It leaves the registry first: the model is gone for a moment, and its requests must find the newcomer."""
+    from .front import CHAT, Watched, front_of
+
+    first = Watched()
+    leaving = await mesh.serve_worker(first)
+    async with front_of(mesh, instance_wait_s=10.0) as front:
+        await eventually(front.frontend.catalog.ready)
+        answer = asyncio.ensure_future(front.post({**CHAT, "model": "watched", "max_tokens": 300, "stream": True}))
+        await asyncio.wait_for(first.started.wait(), 5)
+        await asyncio.sleep(0.1)
+        leaving.drain_limit_s = 0.5
+        stopping = asyncio.ensure_future(mesh.stop(leaving))
+        await eventually(lambda: not front.frontend.catalog.all())
+        await mesh.serve_worker(Watched())
+        await stopping
+        response = await answer
+        assert response.text.endswith("data: [DONE]\n\n"), response.text[-300:]
+        assert response.text.count('"content":') == 301  # with the one that names the role
+        metrics = (await front.http.get("/metrics")).text
+        assert 'model_migration_total{migration_type="ongoing_request",model="watched"} 1.0' in metrics
+        assert 'migration_type="new_request"' not in metrics

@@ -72,7 +72,7 @@ def test_cut_anywhere(
     if min_tokens is not None:
         request.stop_conditions.min_tokens = min(min_tokens, max_tokens or min_tokens)
     whole = told(list(worker(request, tokens, size)))
-    answer, seen, sent = Answer(request, 3), [], request
+    answer, seen, sent, ending = Answer(request, 3), [], request, None
     for cut in [*cuts, None]:
         outputs = list(worker(sent, tokens, size))
         part = outputs if cut is None else outputs[:cut]
@@ -85,11 +85,13 @@ def test_cut_anywhere(
             break
         assert answer.refusal == ""
         sent = answer.resumed()
+        answer.num_migrations += 1
         assert list(sent.token_ids) == PROMPT + told(seen)["tokens"]
     result = told(seen)
     assert result["tokens"] == whole["tokens"]
     assert result["finishes"] == whole["finishes"]
-    assert result["usages"] in (whole["usages"], [])  # lost with the end of a stream whose finish had come
+    if ending is None:  # else it was lost with the end of a stream whose finish had come
+        assert result["usages"] == whole["usages"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,9 @@ def test_cut_anywhere(
         ({"guided_decoding": pb.GuidedDecoding(regex="a")}, [1], "guided decoding"),
         ({"token_ids": [], "text": "hi"}, [], "text"),
         ({}, [pb.GenerateResponse(choices=[pb.ChoiceDelta(text="hi")])], "text"),
+        ({}, [pb.GenerateResponse(choices=[pb.ChoiceDelta(text="hi", token_ids=[4])])], "text"),
+        ({}, [pb.GenerateResponse(choices=[pb.ChoiceDelta(index=1, token_ids=[4])])], "several choices"),
+        ({"stop_conditions": pb.StopConditions(max_thinking_tokens=9)}, [1], "thinking"),
     ],
 )
 def test_what_can_not_go_on(change: dict[str, Any], outputs: list[Any], why: str) -> None:
@@ -108,6 +113,47 @@ def test_what_can_not_go_on(change: dict[str, Any], outputs: list[Any], why: str
     answer.add(outputs)
     assert why in answer.refusal
     assert bool(why) == bool(answer.refusal)
+    answer.add([pb.GenerateResponse(choices=[pb.ChoiceDelta(finish=pb.FinishInfo(reason=1))])])
+    assert (answer.ending() is None) == bool(why)  # what is missing of the others isn't known
+
+
+@pytest.mark.parametrize(
+    ("stop", "eos", "reason"),
+    [
+        ({"max_tokens": 3}, [], pb.FINISH_REASON_LENGTH),
+        ({"max_tokens": 4}, [], None),
+        ({"max_tokens": 4}, [12], pb.FINISH_REASON_STOP),
+        ({"max_tokens": 4, "ignore_eos": True}, [12], None),
+        ({"stop_token_ids": [12]}, [], pb.FINISH_REASON_STOP),
+        ({"stop_token_ids": [12], "min_tokens": 4}, [], None),
+    ],
+)
+def test_an_answer_that_was_whole_without_saying_so(stop: dict[str, Any], eos: list[int], reason: int | None) -> None:
+    """As with a plain servicer that tells the finish in an output of its own."""
+    request = pb.PreprocessedRequest(token_ids=PROMPT, eos_token_ids=eos, stop_conditions=pb.StopConditions(**stop))
+    answer = Answer(request, 3)
+    answer.add([10, 11, 12])
+    ending = answer.ending()
+    assert (ending.choices[0].finish.reason if ending else None) == reason
+    stopped = answer.ending(is_stopped=True)
+    assert stopped
+    assert stopped.choices[0].finish.reason == (reason or pb.FINISH_REASON_CANCELLED)
+
+
+def test_what_belongs_to_the_first_worker_stays_there() -> None:
+    request = pb.PreprocessedRequest(token_ids=PROMPT, output_options=pb.OutputOptions(prompt_logprobs=2, logprobs=1))
+    request.prefill_result.instance_id = 7
+    request.kv_transfer_params.update({"a": 1})
+    answer = Answer(request, 3)
+    answer.add([1])
+    resumed = answer.resumed("the card")
+    assert not resumed.HasField("prefill_result")
+    assert not resumed.HasField("kv_transfer_params")
+    assert not resumed.output_options.HasField("prompt_logprobs")
+    assert resumed.output_options.logprobs == 1
+    assert resumed.mdc_sum == "the card"
+    request.mdc_sum = "asked for"
+    assert answer.resumed("the card").mdc_sum == "asked for"
 
 
 def test_the_limit() -> None:
@@ -116,4 +162,5 @@ def test_the_limit() -> None:
     for number in (1, 2):
         assert answer.refusal == ""
         assert answer.resumed().resume.num_attempts == number
+        answer.num_migrations += 1
     assert answer.refusal == "it has gone on elsewhere 2 times"
