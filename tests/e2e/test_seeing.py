@@ -184,7 +184,7 @@ def test_dns_names_are_resolved_again(cli: Start, start: Start, tmp_path: Path) 
 def test_a_worker_is_drained_by_command(cli: Start, env: dict[str, str]) -> None:
     workers = [cli("worker", "echo", env=env) for _ in range(2)]
     ids = [worker.wait_for(r"worker ready at \S+ .* instance (\w+)\)")[1] for worker in workers]
-    unknown = cli("drain", "zzz", env=env)
+    unknown = cli("drain", "zzzz", env=env)
     assert unknown.wait() == 1
     assert all(instance_id in unknown.output for instance_id in ids)
     empty = cli("drain", "", env=env)
