@@ -61,7 +61,8 @@ async def test_both_ways(python: Path, etcd_endpoint: str) -> None:
         assert theirs.stdout.readline() == f"read {INSTANCES}ours/a our value True\n"
         assert theirs.stdout.readline() == "put\n"
         await eventually(lambda: KEY in view.entries)
-        instance = next(i for i in read_instances(view.entries.values()) if i.namespace == "etcd3")
+        found = (record.instance for record in read_instances(view.entries.values()))
+        instance = next(instance for instance in found if instance.namespace == "etcd3")
         assert (instance.instance_id, instance.address) == (1, "127.0.0.1:1")
         theirs.stdin.write("\n")
         theirs.stdin.flush()

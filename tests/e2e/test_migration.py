@@ -15,7 +15,7 @@ from ..conftest import Process
 from .test_up import CHAT, until
 
 Start = Callable[..., Process]
-NUM_STREAMS, NUM_TOKENS = 16, 150
+NUM_STREAMS, NUM_TOKENS = 12, 120
 
 
 def ask(url: str, seed: int) -> str:
@@ -27,7 +27,7 @@ def ask(url: str, seed: int) -> str:
     except httpx.HTTPError as error:
         return repr(error)
     if response.status_code != 200 or not response.text.endswith("data: [DONE]\n\n"):
-        return f"{response.status_code}: {response.text[-300:]}"
+        return f"{response.status_code}: {response.text[-500:]}"
     return "".join(re.findall(r'"content":"((?:[^"\\]|\\.)*)"', response.text))
 
 
@@ -39,7 +39,8 @@ def test_workers_are_killed_again_and_again(cli: Start) -> None:
     workers = [cli("worker", "tiny", env=env) for _ in range(3)]
     for worker in workers:
         worker.wait_for("worker ready")
-    front = cli("frontend", "--http-port", "0", env=env)
+    # a slow machine may lose an answer's worker more than three times
+    front = cli("frontend", "--http-port", "0", "--migration-limit", "100", env=env)
     url = front.wait_for(r"ready at (http://\S+)")[1]
     until(lambda: len(httpx.get(f"{url}/health").json()["instances"]) == 3)
     wanted = [ask(url, seed) for seed in range(NUM_STREAMS)]
@@ -65,7 +66,7 @@ def test_workers_are_killed_again_and_again(cli: Start) -> None:
     stop.set()
     for thread in threads:
         thread.join(60)
-    assert wrong == []
+    assert not wrong, "\n".join(f"{seed}: {text}" for seed, text in wrong)
     metrics = httpx.get(f"{url}/metrics").text
     moved = re.search(r'model_migration_total\{migration_type="ongoing_request",model="tiny"\} (\d+)', metrics)
     assert moved, "no answer was ever in the middle when its worker was killed"
