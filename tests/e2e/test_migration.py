@@ -32,7 +32,7 @@ def ask(url: str, seed: int) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_workers_are_killed_again_and_again(cli: Start) -> None:
     registry = cli("registry", "--port", "0")
     env = {"ETCD_ENDPOINTS": registry.wait_for(r"registry ready at (\S+)")[1], "ETCD_LEASE_TTL": "2"}

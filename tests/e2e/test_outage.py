@@ -53,7 +53,7 @@ def test_etcd_is_stopped_for_30_s(rig: Callable[..., Rig], version: str) -> None
     mesh.load.go_on(10)
     mesh.etcd.cont()
     mesh.until_right()
-    assert "dynamo_component_registry_up 1" in httpx.get(f"http://127.0.0.1:{system}/metrics").text
+    mesh.until(lambda: "dynamo_component_registry_up 1" in httpx.get(f"http://127.0.0.1:{system}/metrics").text)
     mesh.check()
 
 
@@ -183,17 +183,16 @@ def test_two_namespaces_do_not_see_each_other(rig: Callable[..., Rig], cli: Call
     mesh = rig(num_workers=1)
     env = mesh._env("")
     other = cli("worker", "echo", "--namespace", "other", "--model-name", "tiny", env=env)
-    other.wait_for("worker ready")  # the same name, with another card
-    models = {}
+    ready = other.wait_for(r"worker ready at .* instance (\w{16})")  # the same name, with another card
+    routed = {}
     for namespace in ("dynamo", "other"):
         front = cli("frontend", "--http-port", "0", "--namespace", namespace, env=env)
         url = front.wait_for(r"ready at (http://\S+)")[1]
         mesh.until(lambda url=url: httpx.get(f"{url}/v1/models").json()["data"])
-        found = httpx.get(f"{url}/v1/models").json()["data"]
-        models[namespace] = [(model["id"], model["max_model_len"]) for model in found]
+        routed[namespace] = [i["instance_id"] for i in httpx.get(f"{url}/health").json()["instances"]]
         answer = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "max_tokens": 5})
         assert answer.status_code == 200, answer.text
-    assert models == {"dynamo": [("tiny", 2048)], "other": [("tiny", None)]}
+    assert routed == {"dynamo": mesh.instance_ids, "other": [ready[1]]}
     states = cli("ps", "--json", env=env)
     assert states.wait() == 0
     assert [json.loads(line)["state"] for line in states.output.splitlines()] == ["ready", "ready"]
