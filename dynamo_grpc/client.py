@@ -25,7 +25,7 @@ from dynamo_grpc.errors import (
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.messages import from_dict, from_value, to_value
 from dynamo_grpc.names import INSTANCES, EndpointName, nearest
-from dynamo_grpc.records import decode_instance, read_instances
+from dynamo_grpc.records import decode_instance, endpoint_of, read_instances
 from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.routed import RoutedStream, Router
 from dynamo_grpc.routing import RouterMode
@@ -172,8 +172,7 @@ class Client:
             entries = await self._registry.list(INSTANCES, timeout_s=2.0)
         except RegistryError as error:
             return error.message
-        found = [record.instance for record in read_instances(entries)]
-        known = sorted({f"{i.namespace}.{i.component}.{i.endpoint}" for i in found})
+        known = sorted({endpoint_of(record.instance) for record in read_instances(entries)})
         hint = nearest(str(self.name), known)
         return f"{self._registry.description} lists {names(known)}" + (
             f" (did you mean {hint!r}?)" if hint and hint != str(self.name) else ""

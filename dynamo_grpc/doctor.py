@@ -9,9 +9,8 @@ from typing import Any
 
 from dynamo_grpc.errors import names
 from dynamo_grpc.names import nearest
-from dynamo_grpc.records import holding_everywhere
+from dynamo_grpc.records import endpoint_of, holding_everywhere
 from dynamo_grpc.survey import Answer, Sighting, shown_age
-from dynamo_grpc.v1 import control_pb2
 
 #: Clocks further apart than this make logs and traces hard to read; nothing in the mesh depends on them.
 _SKEW_S = 2.0
@@ -117,8 +116,7 @@ def _registry(facts: Facts) -> list[Finding]:
 
 def _instance(sighting: Sighting, facts: Facts) -> list[Finding]:
     instance, answer = sighting.record.instance, sighting.answer
-    name = f"{instance.namespace}.{instance.component}.{instance.endpoint} {instance.instance_id:016x}"
-    where = f"{name} at {instance.address}"
+    where = f"{endpoint_of(instance)} {instance.instance_id:016x} at {instance.address}"
     match sighting.state:
         case "ready":
             model = f", model {instance.model}" if instance.model else ""
@@ -161,13 +159,13 @@ def _stranger(answer: Answer, facts: Facts) -> list[Finding]:
     if answer.said is None:
         return [Finding(about, Level.PROBLEM, f"{answer.address}: does not answer: {answer.error}", 60)]
     said = answer.said
-    served = [f"{i.namespace}.{i.component}.{i.endpoint}" for i in said.instances]
-    state = control_pb2.WorkerState.Name(said.state).removeprefix("WORKER_STATE_").lower()
+    served = [endpoint_of(instance) for instance in said.instances]
     if facts.unreachable:
-        text = f"{answer.address}: serves {names(served)}, is {state}, and registers with {said.registry.description}"
+        where = said.registry.description
+        text = f"{answer.address}: serves {names(served)}, is {answer.state}, and registers with {where}"
         return [Finding(about, Level.NOTE, text)]
-    if said.state != control_pb2.WORKER_STATE_READY and not said.registry.problem:
-        why = f"it is {state}"
+    if answer.state != "ready" and not said.registry.problem:
+        why = f"it is {answer.state}"
     elif not said.registry.description:
         why = "it doesn't say where it registers"
     elif said.registry.problem:
@@ -259,7 +257,7 @@ def _names(sighting: Sighting) -> set[str]:
     instance, said = sighting.record.instance, sighting.answer.said
     cards = said.cards if said is not None else ()
     aliases = {alias for card in cards if card.name == instance.model for alias in card.aliases}
-    return {f"{instance.namespace}.{instance.component}.{instance.endpoint}", instance.model, *aliases} - {""}
+    return {endpoint_of(instance), instance.model, *aliases} - {""}
 
 
 def _is_same(described: str | None, other: str) -> bool:

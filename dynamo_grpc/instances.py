@@ -10,7 +10,7 @@ import grpc
 
 from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection, Connections
-from dynamo_grpc.records import InstanceRecord
+from dynamo_grpc.records import InstanceRecord, endpoint_of
 from dynamo_grpc.registry.view import View
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 
@@ -48,9 +48,7 @@ def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord]
         if answer is None:
             return False
         return answer.state == control_pb2.WORKER_STATE_READY and any(
-            (i.instance_id, i.namespace, i.component, i.endpoint)
-            == (wanted.instance_id, wanted.namespace, wanted.component, wanted.endpoint)
-            for i in answer.instances
+            i.instance_id == wanted.instance_id and endpoint_of(i) == endpoint_of(wanted) for i in answer.instances
         )
 
     return ask

@@ -27,6 +27,11 @@ def to_json(message: Message) -> bytes:
     return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None).encode()
 
 
+def endpoint_of(instance: model_card_pb2.Instance) -> str:
+    """The full name of an instance's endpoint, namespace.component.endpoint."""
+    return f"{instance.namespace}.{instance.component}.{instance.endpoint}"
+
+
 def to_entries(instance: model_card_pb2.Instance, card: model_card_pb2.ModelCard | None) -> dict[str, bytes]:
     """What an instance puts into the registry: itself, and the model card that it serves."""
     name = EndpointName(instance.namespace, instance.component, instance.endpoint)

@@ -39,7 +39,7 @@ from dynamo_grpc.lane import Lane, Sender
 from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
 from dynamo_grpc.names import nearest
-from dynamo_grpc.records import to_entries
+from dynamo_grpc.records import endpoint_of, to_entries
 from dynamo_grpc.registry import Registry
 from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer, handler_in
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
@@ -92,7 +92,7 @@ class Served:
     @property
     def name(self) -> str:
         """Its full name."""
-        return f"{self.instance.namespace}.{self.instance.component}.{self.instance.endpoint}"
+        return endpoint_of(self.instance)
 
 
 class Server:

@@ -33,6 +33,13 @@ class Answer:
     code: grpc.StatusCode | None = None
     clock_ahead_s: float | None = None
 
+    @property
+    def state(self) -> str:
+        """starting, ready, draining or stopped, as it says itself; unreachable when it did not answer."""
+        if self.said is None:
+            return "unreachable"
+        return control_pb2.WorkerState.Name(self.said.state).removeprefix("WORKER_STATE_").lower()
+
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
@@ -52,12 +59,12 @@ class Sighting:
         said = self.answer.said
         if said is None:
             # a worker in another language may have no Control: it answers, and that is all we know
-            return "ready" if self.answer.code is grpc.StatusCode.UNIMPLEMENTED else "unreachable"
+            return "ready" if self.answer.code is grpc.StatusCode.UNIMPLEMENTED else self.answer.state
         if all(i.instance_id != self.record.instance.instance_id for i in said.instances):
             return "gone"
         if self.refused_because:
             return "refused"
-        return control_pb2.WorkerState.Name(said.state).removeprefix("WORKER_STATE_").lower()
+        return self.answer.state
 
     @property
     def age_s(self) -> float | None:

@@ -11,7 +11,7 @@ import click
 
 from dynamo_grpc.cli.options import MeshCommand, configure_logging, log_option, option, registry_from, static_option
 from dynamo_grpc.names import INSTANCES
-from dynamo_grpc.records import decode_instance, read_instances
+from dynamo_grpc.records import decode_instance, endpoint_of, read_instances
 from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.survey import Sighting, shown_age, survey
 
@@ -106,7 +106,7 @@ def _show(rows: list[Row], as_json: bool) -> None:
 def _row(sighting: Sighting) -> Row:
     instance, said = sighting.record.instance, sighting.answer.said
     return {
-        "endpoint": f"{instance.namespace}.{instance.component}.{instance.endpoint}",
+        "endpoint": endpoint_of(instance),
         "instance": f"{instance.instance_id:016x}",
         "address": instance.address,
         "model": instance.model or "-",

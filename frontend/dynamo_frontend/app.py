@@ -36,6 +36,7 @@ from dynamo_grpc import (
 from dynamo_grpc.errors import Retry
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.migration import MIGRATION_LIMIT
+from dynamo_grpc.records import endpoint_of
 from dynamo_grpc.telemetry import server_span
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 
@@ -254,7 +255,7 @@ class Frontend:
             "namespace": self._settings.namespace or None,
             "registry": registry,
             "models": [model.card.name for model in ready],
-            "endpoints": sorted({f"dyn://{i.namespace}.{i.component}.{i.endpoint}" for i in instances}),
+            "endpoints": sorted({f"dyn://{endpoint_of(instance)}" for instance in instances}),
             "instances": [
                 {
                     "instance_id": f"{live.instance_id:016x}",
