@@ -219,9 +219,7 @@ class Client:
             async with asyncio.timeout(_REGISTRY_S):
                 await self._view.wait_ready()
         except TimeoutError:
-            problem = self._registry.problem
-            text = f"{self._registry.description} does not answer" + (f": {problem}" if problem else "")
-            raise RegistryError(text, retry_after_s=1.0) from None
+            raise self._registry.no_answer() from None
         listed = self._instances.all()
         if not listed:
             raise NoInstancesError(

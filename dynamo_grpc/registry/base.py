@@ -86,6 +86,11 @@ class Registry(ABC):
         """What went wrong and how, while something is wrong; else empty."""
         return self.outages.text
 
+    def no_answer(self) -> RegistryError:
+        """What to raise when it was waited for in vain: it says why, if that is known."""
+        why = self.problem or self.outages.last
+        return RegistryError(f"{self.description} does not answer" + (f": {why}" if why else ""), retry_after_s=1.0)
+
     def status(self) -> dict[str, str | None]:
         """What health answers say of it."""
         since = self.unreachable_since
@@ -124,8 +129,7 @@ class Registry(ABC):
                 async for change in changes:
                     return sorted(change.puts, key=lambda entry: entry.key)
         except TimeoutError:
-            why = self.outages.last
-            raise RegistryError(f"{self.description} does not answer" + (f": {why}" if why else "")) from None
+            raise self.no_answer() from None
         raise AssertionError("a watch never ends by itself")
 
     async def __aenter__(self) -> Self:
