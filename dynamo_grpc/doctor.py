@@ -121,6 +121,8 @@ def _instance(sighting: Sighting, facts: Facts) -> list[Finding]:
         case "ready":
             model = f", model {instance.model}" if instance.model else ""
             text = f"{where}: ready{model}, epoch {instance.epoch}, registered {shown_age(sighting.age_s)} ago"
+            if answer.said is not None and answer.said.registry.description:
+                text += f" with {answer.said.registry.description}"
             findings = [Finding("instances", Level.OK, text)]
         case "refused":
             findings = [Finding("instances", Level.PROBLEM, f"{where}: {sighting.refused_because}", 72)]
@@ -188,7 +190,8 @@ def _frontend(facts: Facts) -> list[Finding]:
     findings = []
     registry = health.get("registry", {})
     models = names(health.get("models", []))
-    text = f"{facts.frontend_url}: {health.get('status')}, models: {models}, {registry.get('description')}"
+    spaces = f"namespace {health['namespace']!r}" if health.get("namespace") else "all namespaces"
+    text = f"{facts.frontend_url}: {health.get('status')}, models: {models}, {spaces} of {registry.get('description')}"
     findings.append(Finding(about, Level.OK if health.get("models") else Level.WARNING, text))
     if registry.get("unreachable_since"):
         text = f"its registry doesn't answer since {registry['unreachable_since']}: {registry.get('problem')}"

@@ -62,7 +62,11 @@ def seen(*instance_ids: int, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_mesh_that_is_well() -> None:
-    findings = examine(facts(sighting(1), sighting(2), **seen(1, 2), wanted="m"))
+    registry = control_pb2.RegistryStatus(description=ETCD)
+    findings = examine(facts(sighting(1, registry=registry), sighting(2), **seen(1, 2), wanted="m"))
+    texts = "\n".join(finding.text for finding in findings)
+    assert f"registered - ago with {ETCD}" in texts  # which registry and namespace each side sees
+    assert f"all namespaces of {ETCD}" in texts
     assert {finding.level for finding in findings} == {Level.OK}
     assert likely_reason(findings) is None
 
