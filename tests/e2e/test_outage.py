@@ -132,12 +132,12 @@ def test_a_key_is_changed_and_deleted_by_hand(rig: Callable[..., Rig]) -> None:
     before = addresses()
     for _ in range(2):
         mesh.etcd.ctl("put", key, json.dumps({**value, "address": "127.0.0.1:1"}))
-        mesh.until(lambda: changed not in mesh.routed(), 5)  # nobody answers there
+        # nobody answers there; its owner may have put it back before anybody looked
+        mesh.until(lambda: changed not in mesh.routed() or mesh.etcd.instances()[key] == value)
         mesh.load.go_on()
         mesh.until_right()
         assert addresses() == before
         mesh.etcd.ctl("del", key)
-        assert key not in mesh.etcd.instances()
         mesh.load.go_on()
         assert changed in mesh.routed()  # it says itself that it serves
         mesh.until_right()
