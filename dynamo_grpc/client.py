@@ -24,10 +24,11 @@ from dynamo_grpc.errors import (
 )
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.messages import from_dict, from_value, to_value
-from dynamo_grpc.names import INSTANCES, EndpointName, nearest
-from dynamo_grpc.records import decode_instance, endpoint_of, read_instances
+from dynamo_grpc.names import INSTANCES, MODELS, EndpointName, nearest
+from dynamo_grpc.records import decode_card, decode_instance, endpoint_of, read_instances
 from dynamo_grpc.registry import Registry, View
-from dynamo_grpc.routed import RoutedStream, Router
+from dynamo_grpc.routed import RoutedStream
+from dynamo_grpc.router import Router
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
@@ -141,6 +142,7 @@ class Client:
         self._view = View.start(registry, name.instances_prefix, decode_instance, ask_whether_it_serves(connections))
         self._instances = InstanceSet(self._view, connections)
         self._router = Router(self._instances, delivery, f"endpoint {name}")
+        self._limits: dict[str, int | None] = {}
 
     def instance_ids(self) -> list[int]:
         """Ids of the instances that can be called now."""
@@ -227,7 +229,8 @@ class Client:
             )
         if listed[0].instance.kind == model_card_pb2.ENDPOINT_KIND_MODEL:
             message = to_preprocessed_request(request)
-            stream: RoutedStream[Any, Any] = self._router.generate(message, context, mode, instance_id)
+            limit = await self._migration_limit(listed[0].instance)
+            stream: RoutedStream[Any, Any] = self._router.generate(message, context, mode, instance_id, limit)
         else:
             call = endpoint_pb2.CallRequest(endpoint=str(self.name))
             if isinstance(request, (bytes, bytearray)):
@@ -239,6 +242,19 @@ class Client:
                     raise InvalidRequestError(f"the request is no JSON value: {error}") from None
             stream = self._router.call(call, context, mode, instance_id)
         return ResponseStream(stream, annotated=annotated)
+
+    async def _migration_limit(self, instance: model_card_pb2.Instance) -> int | None:
+        """How often the model's card lets an answer go on elsewhere; None if it doesn't say, or can't be read now."""
+        checksum = instance.card_checksum
+        if checksum not in self._limits:
+            try:
+                entries = await self._registry.list(f"{MODELS}{self.name.namespace}/", timeout_s=2.0)
+            except RegistryError:
+                return None
+            cards = [card for entry in entries if (card := decode_card(entry)) and card.checksum == checksum]
+            has_limit = bool(cards) and cards[0].HasField("migration_limit")
+            self._limits[checksum] = cards[0].migration_limit if has_limit else None
+        return self._limits[checksum]
 
     async def close(self) -> None:
         """Stop watching. Idempotent."""

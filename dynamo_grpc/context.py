@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
+import logging
 import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
 
 _current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("dynamo_grpc_context", default=None)
 
@@ -32,6 +36,9 @@ class Context:
         metadata: str to str, travels with every call made under this context.
         timeout_s: seconds from now after which the request ends, if it has a limit.
         clock: monotonic seconds.
+
+    Attributes:
+        killed_at: when it was killed, by `time.monotonic`; None if it wasn't.
     """
 
     def __init__(
@@ -48,6 +55,9 @@ class Context:
         self._deadline = None if timeout_s is None else clock() + timeout_s
         self._stopped = False
         self._killed = False
+        self.killed_at: float | None = None
+        self._on_cancel: list[Callable[[], object]] = []
+        self._settling: set[asyncio.Future[object]] = set()
         # weak: a reader that drops its stream is gone, and the stream's end cancels the call
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
         self._waiters: list[asyncio.Future[bool]] = []
@@ -78,9 +88,49 @@ class Context:
         if self._killed:
             return
         self._stopped = self._killed = True
+        self.killed_at = time.monotonic()
         self._wake()
+        callbacks, self._on_cancel = self._on_cancel, []
+        for callback in callbacks:
+            self._call(callback)
         for link in tuple(self._links):
             link.kill()
+
+    def on_cancel(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the request is cancelled: its client went, its time is over, it was killed.
+
+        For engines that have an abort call. It is called at that moment, whatever the handler is doing; a coroutine
+        function runs as a task, and the request counts as running until it has ended. At once if it is cancelled
+        already; never for one that ends by itself or is stopped gently. What it raises goes to the log.
+
+        Example:
+            context.on_cancel(lambda: engine.abort(request_id))
+        """
+        if self._killed:
+            self._call(callback)
+        else:
+            self._on_cancel.append(callback)
+
+    async def settle(self) -> None:
+        """Return when what `on_cancel` began has ended."""
+        while self._settling:
+            await asyncio.wait(self._settling)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            result = callback()
+        except Exception:
+            logger.exception("an on_cancel callback of request %s failed", self._id)
+            return
+        if inspect.isawaitable(result):
+            task = asyncio.ensure_future(result)
+            self._settling.add(task)
+            task.add_done_callback(self._settled)
+
+    def _settled(self, task: asyncio.Future[object]) -> None:
+        self._settling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("an on_cancel callback of request %s failed", self._id, exc_info=error)
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
         """A future of the running loop that becomes True when the context is stopped or killed."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf import timestamp_pb2
 
 from dynamo_grpc.errors import FileNotKnownError
 from dynamo_grpc.lifecycle import State
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dynamo_grpc.server import Server
 
 logger = logging.getLogger(__name__)
+
+#: What an engine says of itself: WatchLoadResponse's num_used_blocks, num_total_blocks and num_prefill_tokens.
+Load = Mapping[str, int]
 
 _NO_LORA = "this worker has no adapters"
 _PIECE_BYTES = 256 * 1024
@@ -46,13 +49,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         response = control_pb2.DescribeResponse(
             instances=[s.instance for s in served],
             cards=[s.card for s in served if s.card],
-            state=(
-                State.DRAINING
-                if server.is_leaving and server.lifecycle.state is State.READY
-                else server.lifecycle.state
-            ).value,
+            state=state.value,
             num_requests=len(server.requests),
-            reason=next((s.refused_because for s in served if s.refused_because), ""),
+            reason=next((s.why_not for s in served if s.why_not), ""),
         )
         response.measured_at.GetCurrentTime()
         if (registry := server.registry) is not None:
@@ -74,19 +73,36 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
 
     async def WatchLoad(self, request: control_pb2.WatchLoadRequest, context: Any) -> None:  # type: ignore[override]
         interval_s = request.min_interval.ToNanoseconds() / 1e9 if request.HasField("min_interval") else 1.0
-        last: tuple[int, State] | None = None
+        last: control_pb2.WatchLoadResponse | None = None
         while self._server.lifecycle.state is not State.STOPPED:
-            now = (len(self._server.requests), self._server.lifecycle.state)
-            if now != last:
+            if (now := self._load()) != last:
                 last = now
-                measured_at = timestamp_pb2.Timestamp()
-                measured_at.GetCurrentTime()
-                load = control_pb2.WatchLoadResponse(measured_at=measured_at, num_running=now[0], state=now[1].value)
-                await context.write(load)
+                response = control_pb2.WatchLoadResponse()
+                response.CopyFrom(now)
+                response.measured_at.GetCurrentTime()
+                await context.write(response)
             await asyncio.sleep(max(0.01, interval_s))
 
+    def _load(self) -> control_pb2.WatchLoadResponse:
+        server = self._server
+        load = control_pb2.WatchLoadResponse(state=server.lifecycle.state.value)
+        load.num_waiting = sum(served.admission.num_waiting for served in server.served.values())
+        load.num_running = max(0, len(server.requests) - load.num_waiting)
+        for served in server.served.values():
+            if served.load is None:
+                continue
+            try:
+                for name, value in served.load().items():
+                    setattr(load, name, value)
+            except Exception:
+                served.load = None
+                logger.exception(
+                    "what endpoint %s says of its load can't be used, and is not asked for again", served.name
+                )
+        return load
+
     async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
-        found = [running for running in self._server.requests.values() if running.id() == request.request_id]
+        found = [running.context for running in self._server.requests if running.context.id() == request.request_id]
         for running in found:
             running.stop_generating()
         return control_pb2.StopResponse(found=bool(found))

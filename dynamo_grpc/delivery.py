@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +17,13 @@ import grpc
 
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import DeadlineError, InstanceLostError, RequestCancelledError
+from dynamo_grpc.errors import (
+    DeadlineError,
+    InstanceLostError,
+    MeshError,
+    RequestCancelledError,
+    ResponseTimeoutError,
+)
 from dynamo_grpc.inbox import Inbox, Sink
 from dynamo_grpc.instances import Live
 from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, to_metadata
@@ -44,6 +51,9 @@ class OutputStream(Generic[M]):
         self._connection, self._call, self._inbox, self._context = connection, call, inbox, context
         self._forget, self._own = forget, own
         self._is_closed = False
+        self._silence: asyncio.TimerHandle | None = None
+        self._limits_s: tuple[float | None, float | None] = (None, None)
+        self._num_seen, self._since = 0, 0.0
         context.link(self)
 
     @property
@@ -74,6 +84,44 @@ class OutputStream(Generic[M]):
             if self._inbox.error is not None:
                 raise self._inbox.error
         return has_ended
+
+    def limit_silence(self, first_s: float | None, gap_s: float | None) -> None:
+        """Fail when no output comes.
+
+        It is looked at now and then, so that it costs nothing for an output: the gap is noticed a quarter too late at
+        most.
+
+        Args:
+            first_s: how long the first output may take; None is without limit.
+            gap_s: the same for each one after it.
+        """
+        if first_s is not None:
+            loop = asyncio.get_running_loop()
+            self._limits_s, self._since = (first_s, gap_s), loop.time()
+            self._silence = loop.call_later(first_s / 4, _look, weakref.ref(self))
+
+    def _check_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._silence = None
+        if self._inbox.is_ended:
+            return
+        now, num = loop.time(), self._inbox.num_arrived
+        if num != self._num_seen or self._inbox.has_unread:  # what the reader leaves unread is not the worker's fault
+            self._num_seen, self._since = num, now
+        limit_s = self._limits_s[1 if num else 0]
+        if limit_s is None:
+            return
+        left_s = limit_s - (now - self._since)
+        if left_s <= 0:
+            what = "no further output" if num else "no output"
+            where = f"the worker at {self._connection.address}"
+            self._fail(ResponseTimeoutError(f"{where} gave {what} for {limit_s:g} s, though its connection stands"))
+        else:
+            self._silence = loop.call_later(min(limit_s / 4, left_s), _look, weakref.ref(self))
+
+    def _fail(self, error: MeshError) -> None:
+        self._inbox.end(error)
+        self._call.cancel()
 
     def stop(self) -> None:
         """Ask the worker for a gentle end."""
@@ -117,6 +165,8 @@ class OutputStream(Generic[M]):
     def _release(self) -> None:
         if not self._is_closed:
             self._is_closed = True
+            if self._silence is not None:
+                self._silence.cancel()
             self._context.unlink(self)
             self._forget()
 
@@ -125,6 +175,12 @@ class OutputStream(Generic[M]):
         if not self._is_closed:
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 self._leave()
+
+
+def _look(stream: weakref.ref[OutputStream[Any]]) -> None:
+    """The timer of `limit_silence`: it must not keep a stream that its reader dropped."""
+    if (alive := stream()) is not None:
+        alive._check_silence()
 
 
 async def _finish_gently(call: Any, forget: Callable[[], None]) -> None:

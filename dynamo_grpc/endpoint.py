@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,10 @@ class Endpoint:
         graceful_shutdown: bool = True,
         metrics_labels: Sequence[tuple[str, str]] | None = None,
         health_check_payload: Any = None,
+        *,
+        max_concurrent: int | None = None,
+        max_queued: int | None = None,
+        load: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         """Serve the endpoint; returns after shutdown, when its requests have ended.
 
@@ -56,9 +60,15 @@ class Endpoint:
             handler: `(request)` or `(request, context)`; an async generator, or a coroutine that returns one value.
                 After `register_model` for this endpoint it gets a dict of the fields that were set and yields token ids
                 or dicts.
-            graceful_shutdown: finish what runs before returning, within `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT` seconds.
+            graceful_shutdown: when the worker leaves, its requests run on, for `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT`
+                seconds at most (30); with False they are handed over at once, and go on at other workers.
             metrics_labels: pairs that stand with the instance in the registry.
-            health_check_payload: a request that must give an output before the endpoint becomes ready.
+            health_check_payload: a request that must give an output before the endpoint becomes ready; with
+                DYN_HEALTH_CHECK_ENABLED also whenever nobody has asked for DYN_CANARY_WAIT_TIME seconds (10).
+            max_concurrent: so many requests run at once; the others wait for their turn, by priority.
+            max_queued: so many wait (16), beyond that they are refused with RESOURCE_EXHAUSTED and when to come back.
+            load: what the engine says of itself when somebody watches its load: num_used_blocks, num_total_blocks,
+                num_prefill_tokens.
 
         Raises:
             ConfigurationError: the handler can't be one, or the port is taken.
@@ -69,6 +79,9 @@ class Endpoint:
             graceful_shutdown=graceful_shutdown,
             labels=dict(metrics_labels or ()),
             health_check_payload=health_check_payload,
+            max_concurrent=max_concurrent,
+            max_queued=max_queued,
+            load=load,
         )
 
     async def client(self, router_mode: RouterMode | None = None) -> Client:

@@ -225,6 +225,16 @@ class InstanceLostError(MeshError):
     actor = Actor.OPERATOR
 
 
+class ResponseTimeoutError(MeshError):
+    """The worker gave no output for longer than it may, though its connection stands: its handler is stuck."""
+
+    reason = "RESPONSE_TIMEOUT"
+    code = grpc.StatusCode.UNAVAILABLE
+    http_status = 504
+    retry = Retry.MIGRATE
+    actor = Actor.AUTHOR
+
+
 class EngineShutdown(MeshError):  # noqa: N818 - the name that handlers written for Dynamo raise
     """Raised by a handler: this worker is going away, take the request elsewhere."""
 

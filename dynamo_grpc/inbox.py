@@ -75,6 +75,16 @@ class Inbox:
         self._num_by_lane = 0
         self._wanted: int | None = None
 
+    @property
+    def num_arrived(self) -> int:
+        """Outputs that have come, in order."""
+        return self._expected
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether outputs wait for the reader."""
+        return bool(self._ready)
+
     def put(self, message: Any) -> None:
         """Take an output of the request's own call; `wait_room` before the next."""
         if not self._has_reader:

@@ -1,8 +1,14 @@
-"""The instances a client can use now: what the registry says, and whether each one's connection is up."""
+"""The instances a client can use now: what the registry says, whether each one's connection is up, how its answers are.
+
+Three things take an instance out of the choice beside the registry: its connection is down; its answers fail (ejected,
+never more than half of all); it is full or busy (left out while others have room).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 
@@ -10,13 +16,19 @@ import grpc
 
 from dynamo_grpc.changes import Changes
 from dynamo_grpc.connections import Connection, Connections
+from dynamo_grpc.errors import OverloadedError
 from dynamo_grpc.records import InstanceRecord, endpoint_of
 from dynamo_grpc.registry.view import View
+from dynamo_grpc.routing.ejection import Ejections
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
+
+logger = logging.getLogger(__name__)
 
 _ANSWER_S = 2.0
 _TIMES_ASKED = 2
 _MAX_ASKED = 64
+#: One that said it is full is asked again after this long, unless a request of ours ends there before.
+FULL_S = 0.1
 
 
 def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord], Awaitable[bool]]:
@@ -88,6 +100,10 @@ class InstanceSet:
         self._sorted: list[Live] | None = []
         self._routable: list[Live] | None = None
         self._gone: set[str] = set()
+        self._full: dict[str, tuple[float, OverloadedError]] = {}
+        self._busy: dict[str, str] = {}
+        self._ejections = Ejections()
+        self._timers: list[asyncio.TimerHandle] = []
         self._changes = Changes()
         view.subscribe(self._refresh)
         connections.subscribe(self._on_connection)
@@ -121,6 +137,9 @@ class InstanceSet:
     def _drop(self, key: str) -> bool:
         live = self._live.pop(key, None)
         self._gone.discard(key)
+        self._full.pop(key, None)
+        self._busy.pop(key, None)
+        self._ejections.forget(key)
         if live is not None:
             self._connections.release(live.connection)
         return live is not None
@@ -134,7 +153,9 @@ class InstanceSet:
     def routable(self, excluded: frozenset[int] = frozenset()) -> list[Live]:
         """Those that can be called now, without the excluded ones, in order of their ids; don't change the list."""
         if self._routable is None:
-            self._routable = [live for live in self.all() if live.connection.is_up and live.key not in self._gone]
+            up = [live for live in self.all() if live.connection.is_up and live.key not in self._gone]
+            # With nobody else left, one whose answers fail is better than none
+            self._routable = [live for live in up if not self._ejections.is_out(live.key)] or up
         if not excluded:
             return self._routable
         return [live for live in self._routable if live.instance_id not in excluded]
@@ -143,6 +164,77 @@ class InstanceSet:
         """Another process answers at its address: leave it out until it registers again."""
         self._gone |= {live.key for live in self.all() if live.instance_id == instance_id}
         self._routable = None
+
+    # -- how its answers are ------------------------------------------------------------------------------------------
+
+    def chosen(self, live: Live) -> None:
+        """It is given a request."""
+        if self._ejections and self._ejections.chosen(live.key):
+            self._on_connection()
+
+    def answered(self, live: Live) -> None:
+        """It gave a request's first output."""
+        if self._ejections and self._ejections.answered(live.key):
+            logger.info("instance %016x at %s answers again", live.instance_id, live.instance.address)
+            self._on_connection()
+
+    def ended(self, live: Live, *, is_well: bool | None) -> None:
+        """A request ended there: it has room again.
+
+        Args:
+            is_well: how it ended; None is no verdict: it was left, or refused for a good reason.
+        """
+        had_no_room = self._full.pop(live.key, None) is not None
+        if is_well is False:
+            self._failed(live)
+        elif self._ejections and (self._ejections.succeeded(live.key) if is_well else self._ejections.left(live.key)):
+            self._on_connection()
+        elif had_no_room:
+            self._changes.tell()
+
+    def _failed(self, live: Live) -> None:
+        if live.key not in self._live:
+            return
+        if (seconds := self._ejections.failed(live.key, len(self._live))) is not None:
+            name, address = f"{live.instance_id:016x}", live.instance.address
+            logger.warning("instance %s at %s is left out for %g s: its answers fail", name, address, seconds)
+            self._on_connection()
+            loop = asyncio.get_running_loop()
+            now = loop.time()
+            self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > now]
+            self._timers.append(loop.call_later(seconds, self._on_connection))
+
+    def mark_full(self, live: Live, error: OverloadedError) -> None:
+        """It refused a request because it has no room."""
+        if live.key in self._live:
+            self._full[live.key] = (time.monotonic() + FULL_S, error)
+
+    def mark_busy(self, key: str, why: str) -> None:
+        """It is busy by a threshold of ours, in a few words; empty when it no longer is."""
+        if why and key in self._live:
+            self._busy[key] = why
+        elif self._busy.pop(key, None):
+            self._changes.tell()
+
+    def with_room(self, candidates: list[Live]) -> list[Live]:
+        """Those of them that aren't known to be full or busy.
+
+        Raises:
+            OverloadedError: none is left; says whose limit it is, and when to come back.
+        """
+        if not self._full and not self._busy:
+            return candidates
+        now = time.monotonic()
+        for key in [key for key, (until, _) in self._full.items() if until <= now]:
+            del self._full[key]
+        free = [live for live in candidates if live.key not in self._full and live.key not in self._busy]
+        if free or not candidates:
+            return free
+        full = [self._full[live.key][1] for live in candidates if live.key in self._full]
+        if full:
+            first = min(full, key=lambda error: error.retry_after_s or 0.0)
+            raise OverloadedError(_of_all(len(candidates), first.message), retry_after_s=first.retry_after_s)
+        raise OverloadedError(_of_all(len(candidates), self._busy[candidates[0].key]), retry_after_s=1.0)
 
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""
@@ -158,9 +250,15 @@ class InstanceSet:
 
     def close(self) -> None:
         """Let go of the connections."""
+        for timer in self._timers:
+            timer.cancel()
         self._view.unsubscribe(self._refresh)
         self._connections.unsubscribe(self._on_connection)
         for key in list(self._live):
             self._drop(key)
         self._sorted = self._routable = None
         self._changes.tell()
+
+
+def _of_all(num: int, text: str) -> str:
+    return text if num == 1 else f"none of {num} workers has room; {text}"

@@ -139,10 +139,13 @@ class Sender:
 
     Attributes:
         num_by_lane: how many went by the lane; the call's trailer tells it.
+        num_unwanted: tokens that came after `close`.
     """
 
     def __init__(self, call: Any, lane: Lane | None, delivery_id: int) -> None:
         self._call, self._lane, self._id = call, lane, delivery_id
+        self._is_closed = False
+        self.num_unwanted = 0
         self.num_by_lane = 0
         self._turn = -1
         self._count = 0
@@ -156,6 +159,7 @@ class Sender:
         """
         lane = self._lane
         if lane is None or not lane.is_open or message.ByteSize() > FRAME_BYTES:
+            self._check_open(message)
             await self.finish()
             await self._call.write(message)
             return
@@ -194,6 +198,17 @@ class Sender:
         else:
             self._count = 0
             await asyncio.sleep(0)
+
+    def close(self) -> None:
+        """The request was cancelled: nobody takes outputs any more, and giving one ends the handler."""
+        self._is_closed = True
+        self._lane = None
+
+    def _check_open(self, message: Message) -> None:
+        if self._is_closed:
+            if isinstance(message, inference_pb2.GenerateResponse):
+                self.num_unwanted += sum(len(delta.token_ids) for delta in message.choices)
+            raise asyncio.CancelledError
 
     async def finish(self) -> None:
         """See that nothing stays behind in a lane that has closed."""

@@ -1,31 +1,37 @@
-"""One request at one of several instances: choose, open, and go elsewhere if that fails before the first output."""
+"""One request at one of several instances: open it, and go elsewhere when that fails, also after its first output."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
-from dynamo_grpc.delivery import Delivery, M, OutputStream
+from dynamo_grpc.delivery import M, OutputStream
 from dynamo_grpc.errors import (
-    InvalidRequestError,
+    CardMismatchError,
+    DeadlineError,
+    DrainingError,
+    EngineShutdown,
+    HandlerEndedError,
+    HandlerOutputError,
+    InstanceLostError,
+    InternalError,
     MeshError,
     NoInstancesError,
+    NotReadyError,
+    OverloadedError,
     RequestCancelledError,
+    ResponseTimeoutError,
     Retry,
     WrongInstanceError,
-    names,
 )
 from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
-from dynamo_grpc.migration import MIGRATION_LIMIT, Answer
-from dynamo_grpc.routing import Policy, RouterMode, make_policy
+from dynamo_grpc.migration import Answer
+from dynamo_grpc.routing.budget import RetryBudget
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
 logger = logging.getLogger(__name__)
@@ -34,6 +40,49 @@ R = TypeVar("R", inference_pb2.PreprocessedRequest, endpoint_pb2.CallRequest)
 
 #: How many instances a request is tried at before its first output, and again when it goes on elsewhere.
 MAX_ATTEMPTS = 4
+#: What speaks against an instance, and what says nothing of it; all other ends are good answers.
+_FAILURES = (InternalError, HandlerOutputError, HandlerEndedError, ResponseTimeoutError, InstanceLostError)
+_NO_VERDICTS = (
+    CardMismatchError,
+    DeadlineError,
+    DrainingError,
+    EngineShutdown,
+    NotReadyError,
+    OverloadedError,
+    RequestCancelledError,
+    WrongInstanceError,
+)
+#: Answers: trying again costs the mesh as much as the request itself. A lost connection is none.
+_COSTLY = (OverloadedError, HandlerEndedError)
+
+
+class Route(Protocol):
+    """The way of one request.
+
+    Attributes:
+        first_output_s: how long an instance may take to its first output; None is without limit.
+        output_gap_s: the same between outputs.
+    """
+
+    @property
+    def instances(self) -> InstanceSet: ...
+    @property
+    def budget(self) -> RetryBudget: ...
+    @property
+    def first_output_s(self) -> float | None: ...
+    @property
+    def output_gap_s(self) -> float | None: ...
+
+    def choose(self, excluded: frozenset[int]) -> Live:
+        """Pick an instance that has room.
+
+        Raises:
+            NoInstancesError: there is none.
+            OverloadedError: none has room.
+        """
+
+    def choose_later(self, excluded: frozenset[int], num_attempts: int) -> Awaitable[Live]:
+        """The same after a failure: with a pause from the second one on, and it waits for one for a while."""
 
 
 class RoutedStream(AsyncClosing, Generic[R, M]):
@@ -43,9 +92,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         request: what is sent.
         context: the request's own; a stop or a kill ends the search for an instance too.
         open_at: opens a request at an instance.
-        choose: picks an instance that is not excluded, or raises.
-        choose_later: the same, after a failure; it may wait for one.
-        mark_gone: is told of instances whose address belongs to another process.
+        route: where it may go.
         answer: for a model's request: what it gave, so that it can go on elsewhere after its first output.
 
     Attributes:
@@ -57,20 +104,32 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         request: R,
         context: Context,
         open_at: Callable[[Live, R], OutputStream[M]],
-        choose: Callable[[frozenset[int]], Live],
-        choose_later: Callable[[frozenset[int]], Awaitable[Live]],
-        mark_gone: Callable[[int], None],
+        route: Route,
         answer: Answer | None = None,
     ) -> None:
         self._request: R = request
         self._open_at: Callable[[Live, R], OutputStream[M]] = open_at
-        self._context, self._choose_later, self._mark_gone, self._answer = context, choose_later, mark_gone, answer
+        self._context, self._route, self._answer = context, route, answer
         self._failed: set[int] = set()
+        self._full: set[int] = set()
         self._num_attempts = 1
         self._error: MeshError | None = None
         self._is_closed = self._is_whole = False
         self.num_retries = 0
-        self._stream: OutputStream[M] = open_at(choose(frozenset()), request)
+        route.budget.request()
+        self._open(route.choose(frozenset()))
+
+    def _open(self, live: Live) -> None:
+        self._live, self._has_answered, self._has_verdict = live, False, False
+        self._route.instances.chosen(live)
+        self._stream: OutputStream[M] = self._open_at(live, self._request)
+        self._stream.limit_silence(self._route.first_output_s, self._route.output_gap_s)
+
+    def _verdict(self, *, is_well: bool | None) -> None:
+        """How the attempt ended, for the next requests."""
+        if not self._has_verdict:
+            self._has_verdict = True
+            self._route.instances.ended(self._live, is_well=is_well)
 
     @property
     def instance(self) -> model_card_pb2.Instance:
@@ -101,15 +160,21 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
 
             def keep(outputs: list[Any]) -> bool:
                 answer.add(outputs)
+                if not self._has_answered:
+                    self._has_answered = True
+                    self._route.instances.answered(self._live)
                 return sink(outputs)
 
         while True:
             try:
-                return await self._stream.read(keep)
+                if has_ended := await self._stream.read(keep):
+                    self._verdict(is_well=True)
+                return has_ended
             except MeshError as error:
                 if error is not self._stream.error:
                     raise  # the sink's own
                 self._error = error
+                self._verdict(is_well=_is_well(error))
             if (ending := self._ending(self._error)) is not None:
                 self._is_whole = True
                 if ending.choices:
@@ -142,6 +207,9 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             MeshError: `error`, if that can't be or nobody is there; or it was cancelled meanwhile.
         """
         answer = self._answer if self._answer is not None and self._answer.has_begun else None
+        is_full = isinstance(error, OverloadedError)
+        if is_full:
+            self._route.instances.mark_full(self._live, error)  # type: ignore[arg-type]
         if self._stream.has_output:
             if answer is None or error.retry is not Retry.MIGRATE:
                 raise error
@@ -149,14 +217,21 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
                 error.say_more(f"it can't go on elsewhere: {refusal}")
                 raise error
             self._num_attempts = 0
-        elif error.retry not in (Retry.ELSEWHERE, Retry.MIGRATE) and not (answer and error.retry is Retry.LATER):
-            raise error  # (an answer that has begun looks for room elsewhere too)
-        self._failed.add(self.instance.instance_id)
+        elif error.retry is Retry.NEVER or (error.retry is Retry.LATER and not is_full and answer is None):
+            raise error  # (an answer that has begun looks further whatever it is)
         if isinstance(error, WrongInstanceError):
-            self._mark_gone(self.instance.instance_id)
-        if self._num_attempts >= MAX_ATTEMPTS:
+            self._route.instances.mark_gone(self.instance.instance_id)
+        if answer is None or not is_full:
+            (self._full if is_full else self._failed).add(self.instance.instance_id)
+            if self._num_attempts >= MAX_ATTEMPTS:
+                raise error
+        if isinstance(error, _COSTLY) and not self._route.budget.spend():
+            error.say_more("it is not tried again: too many requests are")
             raise error
-        live = await self._wait_for_another(error)
+        if is_full and answer is None:
+            live = self._choose_with_room(error)
+        else:
+            live = await self._wait_for_another(error)
         self._num_attempts += 1
         if answer is None:
             self.num_retries += 1
@@ -164,18 +239,27 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             self._request = answer.resumed(self.instance.card_checksum)  # type: ignore[assignment]  # a model's request
             answer.num_migrations += 1
             logger.info("a request goes on elsewhere: %s", error.message, extra={"request_id": self._context.id()})
-        self._stream = self._open_at(live, self._request)
+        self._open(live)
+
+    def _choose_with_room(self, error: MeshError) -> Live:
+        """Another instance than those that were full; nobody waits for one."""
+        try:
+            return self._route.choose(frozenset(self._failed | self._full))
+        except OverloadedError as none:
+            raise none from error
+        except NoInstancesError:
+            raise error from None
 
     async def _wait_for_another(self, error: MeshError) -> Live:
         """An instance that it hasn't failed at; the end of the request ends the wait."""
-        waiting = asyncio.ensure_future(self._choose_later(frozenset(self._failed)))
+        waiting = asyncio.ensure_future(self._route.choose_later(frozenset(self._failed), self._num_attempts))
         ended = self._context.async_killed_or_stopped()
         try:
             await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
             if self._is_closed or ended.done():
                 raise RequestCancelledError(f"request {self._context.id()} was ended while it waited for an instance")
             return waiting.result()
-        except NoInstancesError as none:
+        except (NoInstancesError, OverloadedError) as none:
             error.say_more(f"nobody else can take it: {none.message}")
             raise error from None
         finally:
@@ -185,99 +269,12 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
         self._is_closed = True
+        self._verdict(is_well=None)
         await self._stream.aclose()
 
 
-class Router:
-    """Sends requests to the instances of a set.
-
-    Args:
-        describe: what the set is, for the error when it is empty.
-        wait_s: how long a request that failed waits for another instance.
-        migration_limit: how often a model's request goes on elsewhere after its first output.
-    """
-
-    def __init__(
-        self,
-        instances: InstanceSet,
-        delivery: Delivery,
-        describe: str,
-        wait_s: float = 0.0,
-        rng: random.Random | None = None,
-        migration_limit: int = MIGRATION_LIMIT,
-    ) -> None:
-        self._migration_limit = migration_limit
-        self.instances, self._delivery, self._describe, self._wait_s = instances, delivery, describe, wait_s
-        self._rng = rng or random.Random()
-        self._policies: dict[RouterMode, Policy | None] = {}
-
-    def choose(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
-        """Pick an instance.
-
-        Raises:
-            NoInstancesError: there is none left.
-            InvalidRequestError: direct mode without an instance id.
-        """
-        if instance_id is not None:
-            live = self.instances.get(instance_id)
-            if live is None or instance_id in excluded:
-                known = [str(other.instance_id) for other in self.instances.all()]
-                raise NoInstancesError(
-                    f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}"
-                )
-            return live
-        if mode not in self._policies:
-            self._policies[mode] = make_policy(mode, self._rng)
-        policy = self._policies[mode]
-        if policy is None:
-            raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
-        routable = self.instances.routable(excluded)
-        if not routable:
-            down = len(self.instances.all()) - len(excluded)
-            state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
-            raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
-        return policy.choose(routable)
-
-    async def _choose_later(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
-        """Pick an instance after a failure; while there is none, wait for one."""
-        end = time.monotonic() + self._wait_s
-        while True:
-            try:
-                return self.choose(mode, instance_id, excluded)
-            except NoInstancesError:
-                if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
-                    raise
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
-                    await self.instances.wait_changed()
-
-    def generate(
-        self,
-        request: inference_pb2.PreprocessedRequest,
-        context: Context,
-        mode: RouterMode,
-        instance_id: int | None = None,
-    ) -> RoutedStream[inference_pb2.PreprocessedRequest, inference_pb2.GenerateResponse]:
-        """Send a request to a model."""
-        return RoutedStream(
-            request,
-            context,
-            lambda live, message: self._delivery.open_generate(live, message, context),
-            lambda excluded: self.choose(mode, instance_id, excluded),
-            lambda excluded: self._choose_later(mode, instance_id, excluded),
-            self.instances.mark_gone,
-            Answer(request, self._migration_limit),
-        )
-
-    def call(
-        self, request: endpoint_pb2.CallRequest, context: Context, mode: RouterMode, instance_id: int | None = None
-    ) -> RoutedStream[endpoint_pb2.CallRequest, endpoint_pb2.CallResponse]:
-        """Send a request to an endpoint of any kind."""
-        return RoutedStream(
-            request,
-            context,
-            lambda live, message: self._delivery.open_call(live, message, context),
-            lambda excluded: self.choose(mode, instance_id, excluded),
-            lambda excluded: self._choose_later(mode, instance_id, excluded),
-            self.instances.mark_gone,
-        )
+def _is_well(error: MeshError) -> bool | None:
+    """What an error says of the instance that it comes from."""
+    if isinstance(error, _FAILURES):
+        return False
+    return None if isinstance(error, _NO_VERDICTS) else True

@@ -12,30 +12,29 @@ from typing import Any, TypeVar
 
 from google.protobuf import timestamp_pb2
 
+from dynamo_grpc.admission import MAX_QUEUED, Admission
+from dynamo_grpc.canary import Canary
 from dynamo_grpc.cards import Model
-from dynamo_grpc.client import Client, to_preprocessed_request
+from dynamo_grpc.client import Client
 from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.connections import Connections
-from dynamo_grpc.context import Context
+from dynamo_grpc.control import Load
 from dynamo_grpc.delivery import Delivery
 from dynamo_grpc.discovery import open_registry
 from dynamo_grpc.endpoint import Endpoint, Namespace
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
-from dynamo_grpc.messages import to_dict
 from dynamo_grpc.names import INSTANCES, EndpointName, check_part
 from dynamo_grpc.records import InstanceRecord, decode_instance, holding, refusal, to_entries
 from dynamo_grpc.registry import Registration, Registry, View
 from dynamo_grpc.server import Served, Server, advertised_address
 from dynamo_grpc.v1 import model_card_pb2
-from dynamo_grpc.validation import with_defaults
 from dynamo_grpc.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _R = TypeVar("_R")
-_CANARY_S = 30.0
 
 
 class DistributedRuntime(AsyncClosing):
@@ -88,7 +87,6 @@ class DistributedRuntime(AsyncClosing):
         self._start_lock = asyncio.Lock()
         self._registrations: set[Registration] = set()
         self._num_serving = 0
-        self._is_graceful = False
         self._is_drained = asyncio.Event()
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -183,6 +181,9 @@ class DistributedRuntime(AsyncClosing):
         labels: Mapping[str, str] | None = None,
         health_check_payload: Any = None,
         gives_dicts: bool = True,
+        max_concurrent: int | None = None,
+        max_queued: int | None = None,
+        load: Callable[[], Load] | None = None,
         on_ready: Callable[[Served], None] | None = None,
     ) -> None:
         """Serve an endpoint until shutdown; see `Endpoint.serve_endpoint`."""
@@ -197,14 +198,30 @@ class DistributedRuntime(AsyncClosing):
                 card=model.card if model else None,
                 files=model.files if model else {},
                 gives_dicts=gives_dicts,
+                is_graceful=graceful_shutdown,
+                load=load,
             )
+            served.admission = self._admission(served, max_concurrent, max_queued)
             if str(name) in self.server.served:
                 raise ConfigurationError(f"endpoint {name} is served already in this process")
             self.server.served[str(name)] = served
-            self._is_graceful |= graceful_shutdown
             await self._serve_until_shutdown(name, served, health_check_payload, on_ready)
         finally:
             self.leave_serving()
+
+    @staticmethod
+    def _admission(served: Served, max_concurrent: int | None, max_queued: int | None) -> Admission:
+        """What may run and wait.
+
+        Raises:
+            ConfigurationError: that can't be.
+        """
+        if max_concurrent is not None and max_concurrent < 1:
+            raise ConfigurationError(f"max_concurrent={max_concurrent} should be 1 or more, or None for no limit")
+        if max_queued is not None and (max_concurrent is None or max_queued < 0):
+            raise ConfigurationError(f"max_queued={max_queued} should be 0 or more, beside max_concurrent")
+        where = f"worker {served.instance.address} ({served.name})"
+        return Admission(max_concurrent, MAX_QUEUED if max_queued is None else max_queued, lambda: where)
 
     def _instance(self, name: EndpointName, model: Model | None, labels: Mapping[str, str]) -> model_card_pb2.Instance:
         registered_at = timestamp_pb2.Timestamp()
@@ -228,8 +245,9 @@ class DistributedRuntime(AsyncClosing):
         self, name: EndpointName, served: Served, payload: Any, on_ready: Callable[[Served], None] | None
     ) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            if payload is not None:
-                await self._wait_healthy(served, payload)
+            canary = Canary.from_environment(served, payload) if payload is not None else None
+            if canary is not None:
+                await self.or_shutdown(canary.wait_healthy())
             registration = await self.registry.register(to_entries(served.instance, served.card), served.renew)
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)
@@ -248,6 +266,8 @@ class DistributedRuntime(AsyncClosing):
                     logger.info("endpoint %s is ready at %s", name, served.instance.address)
                 if on_ready:
                     on_ready(served)
+                if canary is not None:
+                    stack.callback(asyncio.ensure_future(canary.run(self.server.update_health)).cancel)
                 await self._shutdown.wait()
                 logger.info("endpoint %s leaves; %d requests run", name, len(self.server.requests))
         await self._drain()
@@ -283,31 +303,12 @@ class DistributedRuntime(AsyncClosing):
         if not self._shutdown.is_set():
             tasks.create_task(self.server.update_health())
 
-    async def _wait_healthy(self, served: Served, payload: Any) -> None:
-        """Run the health check's payload through the handler until it gives an output."""
-        if served.card:
-            payload = to_dict(with_defaults(to_preprocessed_request(payload), served.card))
-        while not self._shutdown.is_set():
-            try:
-                async with asyncio.timeout(_CANARY_S):
-                    async with contextlib.aclosing(served.handler(payload, Context("health-check"))) as items:  # type: ignore[type-var]
-                        async for _ in items:
-                            return
-                        raise RuntimeError("it ended without an output")
-            except Exception as error:
-                logger.error(
-                    "health check of %s failed, trying again: %s: %s", served.name, type(error).__name__, error
-                )
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(5.0):
-                        await self._shutdown.wait()
-
     async def _drain(self) -> None:
         """Once for all endpoints of the process: each calls it when it has left the registry."""
         if self._registrations:
             await self._is_drained.wait()
             return
-        limit_s = self.drain_limit_s if self._is_graceful else 0.0
+        limit_s = self.drain_limit_s
         if self.server.requests:
             logger.info("draining: %d requests may run on, for %g s at most", len(self.server.requests), limit_s)
         await self.server.drain(limit_s)

@@ -1,8 +1,4 @@
-"""The gRPC server of a worker: Inference, Endpoint and Control over its endpoints, and the standard services.
-
-Each request is served by one wrapper (`serve`): admission, context, span, handler, error mapping. A stream is written
-with `context.write` from inside the handler's own frame, so that a cancel always lands there and closes the handler.
-"""
+"""The gRPC server of a worker: Inference, Endpoint and Control over its endpoints, and the standard services."""
 
 from __future__ import annotations
 
@@ -10,40 +6,35 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
 import grpc
 
 from dynamo_grpc import health
+from dynamo_grpc.admission import Admission
 from dynamo_grpc.connections import MAX_MESSAGE_BYTES
-from dynamo_grpc.context import Context, enter_context, leave_context
-from dynamo_grpc.control import ControlServicer
+from dynamo_grpc.control import ControlServicer, Load
 from dynamo_grpc.errors import (
     ConfigurationError,
     DrainingError,
     EndpointNotFoundError,
-    HandlerOutputError,
     MeshError,
     ModelNotFoundError,
     NotReadyError,
-    RequestCancelledError,
     WrongInstanceError,
     names,
 )
 from dynamo_grpc.handlers import Handler
-from dynamo_grpc.lane import Lane, Sender
 from dynamo_grpc.lifecycle import Lifecycle, State
-from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, INSTANCE_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
+from dynamo_grpc.metadata import INSTANCE_ID
 from dynamo_grpc.names import nearest
 from dynamo_grpc.records import endpoint_of, to_entries
 from dynamo_grpc.registry import Registry
+from dynamo_grpc.requests import Requests
 from dynamo_grpc.services import CONTROL, ENDPOINT, INFERENCE, EndpointServicer, InferenceServicer, handler_in
-from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
-from dynamo_grpc.telemetry import headers, server_span
 from dynamo_grpc.v1 import (
     control_pb2_grpc,
     endpoint_pb2_grpc,
@@ -52,10 +43,15 @@ from dynamo_grpc.v1 import (
 )
 from dynamo_grpc.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from dynamo_grpc.metrics import ServerMetrics
+
 logger = logging.getLogger(__name__)
 
 #: How long what was sent last may take to leave.
 _STOP_S = 1.0
+#: How long handlers may take to end that were handed over.
+_HAND_OVER_S = 2.0
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second worker on the port is an error, not a thief of streams
@@ -73,6 +69,10 @@ class Served:
     Attributes:
         gives_dicts: the handler takes and yields dicts (functions) rather than messages (Worker subclasses).
         files: of the model card, by hash.
+        is_graceful: when the worker leaves, its requests may run on to the limit; else they are handed over at once.
+        load: what its engine says of itself.
+        refused_because: another model card holds.
+        sick_because: its health check fails.
     """
 
     instance: model_card_pb2.Instance
@@ -80,8 +80,17 @@ class Served:
     card: model_card_pb2.ModelCard | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     gives_dicts: bool = True
+    is_graceful: bool = True
+    admission: Admission = field(default_factory=Admission)
+    load: Callable[[], Load] | None = None
     refused_because: str = ""
+    sick_because: str = ""
     is_ready: bool = False
+
+    @property
+    def why_not(self) -> str:
+        """Why it serves nothing, in a sentence; empty when it does."""
+        return self.refused_because or (f"its health check fails: {self.sick_because}" if self.sick_because else "")
 
     def renew(self) -> dict[str, bytes]:
         """What is registered after the lease was lost: the same instance in a new epoch."""
@@ -113,9 +122,9 @@ class Server:
         self.is_leaving = False
         self.lifecycle = Lifecycle()
         self.served: dict[str, Served] = {}
-        self.requests: dict[str, Context] = {}
-        self.lanes: dict[str, Lane] = {}
+        self.requests = Requests(self._refuse, self.notify)
         self.changed = asyncio.Condition()
+        self.metrics: ServerMetrics | None = None
         self.on_drain: Callable[[float | None], None] | None = None
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
@@ -144,6 +153,9 @@ class Server:
         Raises:
             ConfigurationError: the port is taken.
         """
+        from dynamo_grpc.metrics import ServerMetrics  # clients don't need it
+
+        self.metrics = self.requests.metrics = ServerMetrics(self)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(self), server)  # type: ignore[abstract]
         endpoint_pb2_grpc.add_EndpointServicer_to_server(EndpointServicer(self), server)
@@ -163,7 +175,7 @@ class Server:
         await self.update_health()
         await server.start()
         self._server = server
-        self._watchdog = Watchdog(lambda: bool(self.requests), handler_in)
+        self._watchdog = Watchdog(lambda: len(self.requests) > 0, handler_in)
 
     async def update_health(self) -> None:
         """Say what serves: the process, each service, each model."""
@@ -171,12 +183,12 @@ class Server:
         is_ready = self.lifecycle.state is State.READY
         states = {"": is_ready, INFERENCE: False, ENDPOINT: False}
         for served in self.served.values():
-            serves = is_ready and served.is_ready and not served.refused_because
+            serves = is_ready and served.is_ready and not served.why_not
             service = INFERENCE if served.card else ENDPOINT
             states[service] = states[service] or serves
             if served.card:
                 states[f"model/{served.card.name}"] = serves
-        if self.served and not any(not served.refused_because for served in self.served.values()):
+        if self.served and all(served.why_not for served in self.served.values()):
             states[""] = False
         for name, serves in states.items():
             await self._health.set(name, health.SERVING if serves else health.NOT_SERVING)
@@ -188,16 +200,27 @@ class Server:
             self.changed.notify_all()
 
     async def drain(self, limit_s: float) -> None:
-        """Refuse new requests, wait for the running ones, at most `limit_s`; then cancel what is left."""
+        """Refuse new requests, and give the running ones at most `limit_s`; then hand over what is left.
+
+        Those that still wait for their turn, and those of endpoints that aren't graceful, are handed over at once.
+        """
         self.lifecycle.move(State.DRAINING)
         if self._server is None:
             return
+        for served in self.served.values():
+            served.admission.close(_draining())
         await self.update_health()
+        self.requests.hand_over(lambda r: r.served is not None and not r.served.is_graceful, "this worker leaves")
+        if not await self._wait_idle(limit_s):
+            num = self.requests.hand_over(lambda _: True, f"this worker leaves, and its {limit_s:g} s are over")
+            logger.warning("%d requests still ran after %g s and are handed over", num, limit_s)
+        await self._wait_idle(_HAND_OVER_S)
+
+    async def _wait_idle(self, limit_s: float) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s), self.changed:
                 await self.changed.wait_for(lambda: not self.requests)
-        if self.requests:
-            logger.warning("%d requests were still running after %.0f s and are cancelled", len(self.requests), limit_s)
+        return not self.requests
 
     async def stop(self) -> None:
         """Close the port and end all calls."""
@@ -206,7 +229,7 @@ class Server:
         if self._watchdog is not None:
             self._watchdog.close()
         if server is not None:
-            for lane in self.lanes.values():
+            for lane in self.requests.lanes.values():
                 lane.finish()
             await server.stop(_STOP_S if not self.requests else None)
 
@@ -245,10 +268,11 @@ class Server:
             param="endpoint",
         )
 
-    def _refuse(self, wanted_instance: str | None) -> MeshError | None:
-        """Why no request is taken now, if none is."""
+    def _refuse(self, metadata: Mapping[str, str]) -> MeshError | None:
+        """Why a request is not taken now, if it isn't."""
+        wanted_instance = metadata.get(INSTANCE_ID)
         if self.lifecycle.state in (State.DRAINING, State.STOPPED):
-            return DrainingError("this worker is draining: try another instance")
+            return _draining()
         if self.lifecycle.state is State.STARTING and not self.served:
             return NotReadyError("this worker is starting: try another instance")
         ours = {f"{served.instance.instance_id:016x}" for served in self.served.values()}
@@ -256,83 +280,9 @@ class Server:
             return WrongInstanceError(f"instance {wanted_instance} is gone, another process has its address")
         return None
 
-    def _lane_of(self, metadata: Mapping[str, str]) -> tuple[Lane | None, int]:
-        """The lane that a call names for its outputs, and its number there; none if it names none rightly."""
-        number = metadata.get(DELIVERY_ID, "")
-        if not number.isdigit() or len(number) > 19:
-            return None, 0
-        return self.lanes.get(metadata.get(DELIVERY, "")), int(number)
 
-    # -- one request --------------------------------------------------------------------------------------------------
-
-    async def serve(
-        self,
-        call: grpc.aio.ServicerContext[Any, Any],
-        method: str,
-        request_id: str,
-        work: Callable[[Context, Sender], Awaitable[None]],
-    ) -> None:
-        """Run one request: `work` sends its outputs, and what it raises becomes the call's status."""
-        metadata = headers(tuple(call.invocation_metadata() or ()))
-        context = to_context(metadata, request_id, call.time_remaining())
-        if refused := self._refuse(metadata.get(INSTANCE_ID)):
-            await abort(call, refused, context)
-        key = context.id() if context.id() not in self.requests else f"{context.id()}/{id(context)}"
-        self.requests[key] = context
-        sender = Sender(call, *self._lane_of(metadata))
-        token = enter_context(context)
-        started = time.monotonic()
-        try:
-            with server_span(
-                method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
-            ):
-                await work(context, sender)
-                await sender.finish()
-                call.set_trailing_metadata(trailers(context, sender.num_by_lane))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            context.kill()
-            if task is not None and task.cancelling():
-                raise  # the call was cancelled, or its time is over
-            await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
-        except (Exception, GeneratorExit) as error:
-            told, is_unexpected = from_exception(error)
-            ids = {"request_id": context.id(), "error_id": told.error_id}
-            if is_unexpected:
-                logger.exception("request %s failed, error id %s", context.id(), told.error_id, extra=ids)
-            elif isinstance(error, HandlerOutputError):
-                logger.error("request %s: %s", context.id(), error, extra=ids)
-            elif not isinstance(error, (MeshError, GeneratorExit)):
-                # told to the client as its own mistake; whether it is one, only this line can show
-                logger.warning("request %s was refused by its handler", context.id(), exc_info=True, extra=ids)
-            await abort(call, told, context, sender)
-        finally:
-            leave_context(token)
-            del self.requests[key]
-            logger.debug(
-                "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
-            )
-            if not self.requests:
-                await asyncio.shield(self.notify())  # a drain may be waiting for it
-
-
-async def abort(
-    call: grpc.aio.ServicerContext[Any, Any], error: MeshError, context: Context, sender: Sender | None = None
-) -> NoReturn:
-    """End a call with an error, its details and the request id, after what was sent."""
-    if sender is not None:
-        await sender.finish()
-    # abort replaces the trailers that were set before: they are all given here
-    metadata: tuple[tuple[str, str | bytes], ...]
-    metadata = ((DETAILS_KEY, status_details(error)), *trailers(context, sender.num_by_lane if sender else 0))
-    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=metadata)
-    raise AssertionError("abort raises")
-
-
-def trailers(context: Context, num_by_lane: int) -> tuple[tuple[str, str], ...]:
-    """What every call ends with."""
-    counted = ((NUM_BY_LANE, str(num_by_lane)),) if num_by_lane else ()
-    return ((REQUEST_ID, printable(context.id())), *counted)
+def _draining() -> DrainingError:
+    return DrainingError("this worker is draining: try another instance")
 
 
 def advertised_address(advertise: str, host: str, port: int) -> str:

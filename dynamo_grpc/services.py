@@ -1,4 +1,8 @@
-"""Inference and Endpoint over the endpoints of a server: each request goes through `Server.serve`."""
+"""Inference and Endpoint over the endpoints of a server: each request goes through `Requests.serve`.
+
+A stream is written with `context.write` from inside the task that reads the handler, so that a cancel always lands
+where the handler can be closed.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError
+from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError, NotReadyError
 from dynamo_grpc.generation import Generation
 from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
+from dynamo_grpc.requests import Running
 from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
 from dynamo_grpc.validation import check_request, with_defaults
 
@@ -33,20 +38,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         self._server = server
 
     async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]
-        await self._server.serve(
-            context, _GENERATE, request.request_id, lambda inner, sender: self._generate(request, inner, sender)
+        await self._server.requests.serve(
+            context, _GENERATE, request.request_id, lambda running: self._generate(request, running, running.sender)
         )
 
     async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
         folded = Folded()
-        await self._server.serve(
-            context, f"{_GENERATE}Once", request.request_id, lambda inner, _: self._generate(request, inner, folded)
+        await self._server.requests.serve(
+            context, f"{_GENERATE}Once", request.request_id, lambda running: self._generate(request, running, folded)
         )
         return folded.response
 
     async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
         lane = Lane()
-        lanes = self._server.lanes
+        lanes = self._server.requests.lanes
         if not request.delivery or request.delivery in lanes:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a delivery needs a name that no other one has")
         lanes[request.delivery] = lane
@@ -59,17 +64,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker makes no embeddings")
 
     async def _generate(
-        self, request: inference_pb2.PreprocessedRequest, context: Context, sink: Sender | Folded
+        self, request: inference_pb2.PreprocessedRequest, running: Running, sink: Sender | Folded
     ) -> None:
-        served = self._server.model(request.model)
+        context = running.context
+        served = running.served = self._server.model(request.model)
         assert served.card is not None
         if served.refused_because:
             raise CardMismatchError(served.refused_because)
+        _check_health(served)
         check_request(request, served.card)
         full = with_defaults(request, served.card)
         full.request_id = context.id()
         generation = Generation(served.handler.name, full, served.card.vocab_size)
-        stream = served.handler(to_dict(full) if served.gives_dicts else full, context)
+        if not await served.admission.enter(context, request.priority, is_resumed=request.HasField("resume")):
+            if response := generation.end(is_stopped=True):
+                await sink.send(self._sign(response, served))
+            return
+        try:
+            await self._run(served, full, generation, context, sink)
+        finally:
+            served.admission.leave()
+
+    async def _run(
+        self,
+        served: Served,
+        request: inference_pb2.PreprocessedRequest,
+        generation: Generation,
+        context: Context,
+        sink: Sender | Folded,
+    ) -> None:
+        stream = served.handler(to_dict(request) if served.gives_dicts else request, context)
         async with contextlib.aclosing(stream) as items:
             async for item in items:
                 if generation.feed_token(item):
@@ -100,27 +124,40 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
         self._server = server
 
     async def Call(self, request: endpoint_pb2.CallRequest, context: Any) -> None:  # type: ignore[override]
-        await self._server.serve(
-            context, f"{ENDPOINT}/Call", request.request_id, lambda inner, sender: self._call(request, inner, sender)
+        await self._server.requests.serve(
+            context, f"{ENDPOINT}/Call", request.request_id, lambda running: self._call(request, running)
         )
 
-    async def _call(self, request: endpoint_pb2.CallRequest, context: Context, sender: Sender) -> None:
-        served = self._server.endpoint(request.endpoint)
+    async def _call(self, request: endpoint_pb2.CallRequest, running: Running) -> None:
+        served = running.served = self._server.endpoint(request.endpoint)
         if served.card:
             raise EndpointNotFoundError(
                 f"endpoint {served.name} is a model's: call {INFERENCE}/Generate", param="endpoint"
             )
+        _check_health(served)
         payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
+        if not await served.admission.enter(running.context):
+            return
+        try:
+            await self._run(served, payload, running)
+        finally:
+            served.admission.leave()
+
+    @staticmethod
+    async def _run(served: Served, payload: Any, running: Running) -> None:
         sequence = 0
-        async with contextlib.aclosing(served.handler(payload, context)) as items:
+        async with contextlib.aclosing(served.handler(payload, running.context)) as items:
             async for item in items:
-                await sender.send(to_call_response(item, sequence, served.handler.name))
+                await running.sender.send(to_call_response(item, sequence, served.handler.name))
                 sequence += 1
 
 
-_READERS = {InferenceServicer._generate.__code__, EndpointServicer._call.__code__}
+def _check_health(served: Served) -> None:
+    if served.sick_because:
+        raise NotReadyError(f"the health check of {served.name} fails ({served.sick_because}): try another instance")
 
 
+_READERS = {InferenceServicer._run.__code__, EndpointServicer._run.__code__}
 _OURS = {"dynamo_grpc.lane", "dynamo_grpc.generation", __name__}
 
 

@@ -68,7 +68,8 @@ def _answer(path: str, server: Server) -> tuple[int, str, bytes]:
             is_serving, body = _health(server)
             return (200 if is_serving else 503), "application/json", json.dumps(body).encode()
         case "/metrics":
-            return 200, "text/plain; version=0.0.4; charset=utf-8", _metrics(server).encode()
+            text = server.metrics.text() if server.metrics else b""
+            return 200, "text/plain; version=0.0.4; charset=utf-8", text
         case _:
             return 404, "application/json", b'{"error":"there are /live, /health and /metrics"}'
 
@@ -77,11 +78,11 @@ def _health(server: Server) -> tuple[bool, dict[str, Any]]:
     """Whether requests are served, and the answer. A registry that doesn't answer keeps nobody from serving."""
     served = list(server.served.values())
     is_ready = server.lifecycle.state is State.READY
-    is_serving = is_ready and any(not s.refused_because for s in served)
+    is_serving = is_ready and any(not s.why_not for s in served)
     body: dict[str, Any] = {
         "status": "ready" if is_serving else "notready",
         "state": server.lifecycle.state.name.lower(),
-        "endpoints": {s.name: s.refused_because or ("ready" if is_ready else "notready") for s in served},
+        "endpoints": {s.name: s.why_not or ("ready" if is_ready else "notready") for s in served},
         "requests": len(server.requests),
     }
     if (registry := server.registry) is not None:
@@ -92,15 +93,3 @@ def _health(server: Server) -> tuple[bool, dict[str, Any]]:
         elif status["problem"]:
             body["message"] = f"{state}, {status['problem']}"
     return is_serving, body
-
-
-def _metrics(server: Server) -> str:
-    is_up = server.registry is None or not server.registry.problem
-    return (
-        "# HELP dynamo_component_inflight_requests Requests that run now.\n"
-        "# TYPE dynamo_component_inflight_requests gauge\n"
-        f"dynamo_component_inflight_requests {len(server.requests)}\n"
-        "# HELP dynamo_component_registry_up Whether all works that is done with the registry: 1 or 0.\n"
-        "# TYPE dynamo_component_registry_up gauge\n"
-        f"dynamo_component_registry_up {int(is_up)}\n"
-    )

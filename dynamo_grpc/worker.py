@@ -37,6 +37,12 @@ class Worker(ABC):
         model_type: what the model can be asked for.
         capabilities: optional abilities of `generate` (see `dynamo_grpc.cards.CAPABILITIES`); requests that need others
             are refused.
+        max_concurrent: so many requests run at once; the others wait for their turn, by priority.
+        max_queued: so many wait (16); beyond that they are refused with RESOURCE_EXHAUSTED and when to come back.
+        graceful_shutdown: when the worker leaves, its requests run on up to the limit; with False they are handed over
+            at once, and go on at other workers.
+        health_check_payload: a request that must give an output before the worker becomes ready, and later when idle
+            (DYN_HEALTH_CHECK_ENABLED).
     """
 
     model_path: ClassVar[str | Path | None] = None
@@ -47,6 +53,10 @@ class Worker(ABC):
     context_length: ClassVar[int | None] = None
     kv_cache_block_size: ClassVar[int | None] = None
     migration_limit: ClassVar[int | None] = None
+    max_concurrent: ClassVar[int | None] = None
+    max_queued: ClassVar[int | None] = None
+    graceful_shutdown: ClassVar[bool] = True
+    health_check_payload: ClassVar[Any] = None
     runtime_config: ClassVar[Mapping[str, Any]] = {}
     namespace: ClassVar[str] = "dynamo"
     component: ClassVar[str] = "backend"
@@ -62,6 +72,12 @@ class Worker(ABC):
         Everything that the request left unset is filled in from the model card. Finish and usage may be left out:
         the library adds them, and enforces max_tokens, stop ids, min_tokens and ignore_eos.
         """
+
+    def load(self) -> Mapping[str, int]:
+        """What the engine says of itself when somebody watches its load; any of WatchLoadResponse's num_used_blocks,
+        num_total_blocks and num_prefill_tokens. Frontends leave out workers that are busy by them (`/busy_threshold`).
+        """
+        return {}
 
     async def close(self) -> None:  # noqa: B027 - may be left out
         """Free engine resources and temporary files; called once, after the last request."""
@@ -79,6 +95,8 @@ class WorkerSettings:
     model_path: str | None = None
     model_name: str | None = None
     system_port: int | None = None
+    max_concurrent: int | None = None
+    max_queued: int | None = None
 
 
 def model_folder(cls: type[Worker]) -> Path | None:
@@ -122,7 +140,7 @@ async def serve_worker(
         if port is not None:
             logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()
-        task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, on_ready))
+        task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, settings, on_ready))
         with stop_signals(runtime, task):
             try:
                 await asyncio.shield(task)
@@ -136,10 +154,30 @@ async def serve_worker(
 
 
 async def _start_and_serve(
-    worker: Worker, runtime: DistributedRuntime, name: EndpointName, on_ready: Callable[[Served], None] | None
+    worker: Worker,
+    runtime: DistributedRuntime,
+    name: EndpointName,
+    settings: WorkerSettings,
+    on_ready: Callable[[Served], None] | None,
 ) -> None:
     await worker.start()
-    await runtime.serve(name, worker.generate, gives_dicts=False, on_ready=on_ready)
+    options = serve_options(worker)
+    for key in ("max_concurrent", "max_queued"):
+        if (value := getattr(settings, key)) is not None:
+            options[key] = value
+    await runtime.serve(name, worker.generate, **options, on_ready=on_ready)
+
+
+def serve_options(worker: Worker) -> dict[str, Any]:
+    """How a Worker is served, as `DistributedRuntime.serve` takes it."""
+    return {
+        "gives_dicts": False,
+        "graceful_shutdown": worker.graceful_shutdown,
+        "health_check_payload": worker.health_check_payload,
+        "max_concurrent": worker.max_concurrent,
+        "max_queued": worker.max_queued,
+        "load": worker.load,
+    }
 
 
 def run(cls: type[Worker]) -> None:

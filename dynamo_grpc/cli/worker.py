@@ -43,6 +43,18 @@ _OPTIONS = (
         "HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none.",
         type=click.IntRange(-1, 65535),
     ),
+    option(
+        "--max-concurrent",
+        "So many requests run at once, the others wait for their turn.",
+        envvar="DYN_ENGINE_REQUEST_LIMIT",
+        type=click.IntRange(1),
+    ),
+    option(
+        "--max-queued",
+        "So many wait (16); beyond that they are refused, and told when to come back.",
+        envvar="DYN_DYNAMO_REQUEST_QUEUE_LIMIT",
+        type=click.IntRange(0),
+    ),
     log_option,
 )
 

@@ -16,7 +16,7 @@ from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
-from dynamo_grpc.worker import Worker, model_of
+from dynamo_grpc.worker import Worker, model_of, serve_options
 
 
 class Mesh:
@@ -49,19 +49,20 @@ class Mesh:
         return runtime
 
     async def serve(
-        self, name: str, handler: Callable[..., Any], model: Model | None = None, *, gives_dicts: bool = True
+        self, name: str, handler: Callable[..., Any], model: Model | None = None, **options: Any
     ) -> DistributedRuntime:
         """Serve a handler by an instance of its own; returns its runtime when it is ready.
 
         Args:
             model: the model that the endpoint serves, if it serves one.
+            options: as `DistributedRuntime.serve` takes them: max_concurrent, graceful_shutdown …
         """
         runtime, endpoint = self.runtime(), EndpointName.parse(name)
         if model is not None:
             runtime.set_model(endpoint, model)
         ready: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
         task = asyncio.get_running_loop().create_task(
-            runtime.serve(endpoint, handler, gives_dicts=gives_dicts, on_ready=ready.set_result)
+            runtime.serve(endpoint, handler, **options, on_ready=ready.set_result)
         )
         self._tasks[runtime] = task
         await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +77,8 @@ class Mesh:
         cls = type(worker)
         await worker.start()
         name = f"{cls.namespace}.{cls.component}.{cls.endpoint}"
-        return await self.serve(name, worker.generate, model_of(cls, model_path, model_name), gives_dicts=False)
+        model = model_of(cls, model_path, model_name)
+        return await self.serve(name, worker.generate, model, **serve_options(worker))
 
     async def client(self, name: str, router_mode: RouterMode = RouterMode.RoundRobin) -> Client:
         """A client with a runtime of its own, when it sees an instance."""

@@ -38,7 +38,7 @@ from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.names import INSTANCES, MODELS, nearest
 from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, holding_everywhere
 from dynamo_grpc.registry import Registry, View
-from dynamo_grpc.routed import Router
+from dynamo_grpc.router import Router
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 

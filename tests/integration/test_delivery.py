@@ -70,7 +70,7 @@ async def test_a_delivery_that_breaks_in_the_middle_loses_nothing_and_comes_back
     connection = client._instances.routable()[0].connection
     stream = await client.generate(None)
     seen = [(await anext(stream)).data() for _ in range(10)]
-    (lane,) = runtime.server.lanes.values()
+    (lane,) = runtime.server.requests.lanes.values()
     lane.finish()  # the Deliver call ends; the request's own goes on
     await eventually(lambda: not lane.is_open)
     go.set()

@@ -25,6 +25,7 @@ TABLE = [
     (errors.NotReadyError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
     (errors.WrongInstanceError, "UNAVAILABLE", 503, Retry.ELSEWHERE),
     (errors.InstanceLostError, "UNAVAILABLE", 503, Retry.MIGRATE),
+    (errors.ResponseTimeoutError, "UNAVAILABLE", 504, Retry.MIGRATE),
     (errors.EngineShutdown, "UNAVAILABLE", 503, Retry.MIGRATE),
     (errors.RegistryError, "UNAVAILABLE", 503, Retry.LATER),
     (errors.RequestCancelledError, "CANCELLED", 499, Retry.NEVER),

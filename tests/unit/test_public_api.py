@@ -33,6 +33,7 @@ PUBLIC = [
     "RegistryError",
     "RequestCancelledError",
     "ResponseStream",
+    "ResponseTimeoutError",
     "RouterMode",
     "SlowReaderError",
     "TooLargeError",

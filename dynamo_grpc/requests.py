@@ -1,0 +1,213 @@
+"""The requests that a server runs: each is one call, one context, one task; and how each ends.
+
+A handler runs in a task of its own beside the call's, so that the moment of a cancel is known: the context is killed at
+once (`on_cancel` is called then, whatever the handler does), nothing more is sent, and the time until the handler has
+really ended is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+
+from dynamo_grpc.context import Context, enter_context, leave_context
+from dynamo_grpc.errors import EngineShutdown, HandlerOutputError, MeshError, RequestCancelledError
+from dynamo_grpc.lane import Lane, Sender
+from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
+from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
+from dynamo_grpc.telemetry import headers, server_span
+
+if TYPE_CHECKING:
+    from dynamo_grpc.metrics import ServerMetrics
+    from dynamo_grpc.server import Served
+
+logger = logging.getLogger(__name__)
+
+#: A handler that has not ended so long after its cancel is named in the log.
+_STUBBORN_S = 5.0
+
+Call = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One request.
+
+    Attributes:
+        served: whose it is, once that is known.
+        ended_by: why it is ended from here, if it is.
+    """
+
+    context: Context
+    sender: Sender
+    served: Served | None = None
+    task: asyncio.Task[None] | None = None
+    ended_by: MeshError | None = None
+
+    def end(self, error: MeshError) -> None:
+        """End it with `error`. Idempotent."""
+        if self.ended_by is None and self.task is not None and not self.task.done():
+            self.ended_by = error
+            self.context.kill()
+            self.task.cancel()
+
+
+Work = Callable[[Running], Awaitable[None]]
+
+
+class Requests:
+    """All that run now.
+
+    Args:
+        refuse: why no request is taken now, from the metadata of one; None if it is.
+        on_empty: called when the last one has ended.
+
+    Attributes:
+        lanes: the deliveries that are open, by name.
+        metrics: where its figures go.
+    """
+
+    def __init__(
+        self, refuse: Callable[[Mapping[str, str]], MeshError | None], on_empty: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._refuse, self._on_empty = refuse, on_empty
+        self._running: dict[str, Running] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.metrics: ServerMetrics | None = None
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Running]:
+        return iter(tuple(self._running.values()))
+
+    async def serve(self, call: Call, method: str, request_id: str, work: Work) -> None:
+        """Run one request: `work` sends its outputs, and what it raises becomes the call's status."""
+        metadata = headers(tuple(call.invocation_metadata() or ()))
+        context = to_context(metadata, request_id, call.time_remaining())
+        if refused := self._refuse(metadata):
+            await abort(call, refused, context)
+        sender = Sender(call, *self._lane_of(metadata))
+        running = Running(context, sender)
+        key = context.id() if context.id() not in self._running else f"{context.id()}/{id(context)}"
+        self._running[key] = running
+        token = enter_context(context)
+        started = time.monotonic()
+        try:
+            with server_span(
+                method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
+            ):
+                await self._run(running, work)
+                call.set_trailing_metadata(trailers(context, sender.num_by_lane))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            context.kill()
+            if task is not None and task.cancelling():
+                raise  # the call was cancelled, or its time is over
+            told = running.ended_by or RequestCancelledError("the handler cancelled the request")
+            await abort(call, told, context, sender)
+        except (Exception, GeneratorExit) as error:
+            await abort(call, _told(error, context), context, sender)
+        finally:
+            leave_context(token)
+            del self._running[key]
+            logger.debug(
+                "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
+            )
+            if not self._running:
+                await asyncio.shield(self._on_empty())  # a drain may be waiting for it
+
+    async def _run(self, running: Running, work: Work) -> None:
+        """Run the handler to its end, or to its end after a cancel."""
+
+        async def run() -> None:
+            await work(running)
+            await running.sender.finish()
+
+        task = running.task = asyncio.get_running_loop().create_task(run())
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:  # the call's: nobody hears what still comes
+            running.sender.close()
+            running.context.kill()
+            task.cancel()
+            await self._until_ended(running, task)
+            raise
+        if running.ended_by is not None:
+            await self._until_ended(running, task)
+            raise running.ended_by
+        task.result()
+
+    async def _until_ended(self, running: Running, task: asyncio.Task[None]) -> None:
+        """After a cancel: wait for the handler and for what the engine does about it, and measure."""
+        killed_at = running.context.killed_at
+        ended = asyncio.gather(task, running.context.settle(), return_exceptions=True)
+        try:
+            done, _ = await asyncio.wait((ended,), timeout=_STUBBORN_S)
+            if not done:
+                name = running.served.handler.name if running.served else "a handler"
+                logger.warning(
+                    "handler %s goes on %.0f s after its request was cancelled: let CancelledError pass",
+                    name,
+                    _STUBBORN_S,
+                    extra={"request_id": running.context.id()},
+                )
+                await asyncio.wait((ended,))
+        finally:
+            if self.metrics is not None and running.served is not None and killed_at is not None:
+                endpoint = running.served.name
+                self.metrics.cancel_to_stop.labels(endpoint).observe(time.monotonic() - killed_at)
+                self.metrics.tokens_after_cancel.labels(endpoint).inc(running.sender.num_unwanted)
+
+    def hand_over(self, which: Callable[[Running], bool], why: str) -> int:
+        """End requests so that their clients take them elsewhere; gives how many."""
+        chosen = [running for running in self if running.ended_by is None and which(running)]
+        for running in chosen:
+            if self.metrics is not None and running.served is not None:
+                self.metrics.handed_over.labels(running.served.name).inc()
+            running.end(EngineShutdown(f"{why}: take the request elsewhere"))
+        return len(chosen)
+
+    def _lane_of(self, metadata: Mapping[str, str]) -> tuple[Lane | None, int]:
+        """The lane that a call names for its outputs, and its number there; none if it names none rightly."""
+        number = metadata.get(DELIVERY_ID, "")
+        if not number.isdigit() or len(number) > 19:
+            return None, 0
+        return self.lanes.get(metadata.get(DELIVERY, "")), int(number)
+
+
+def _told(error: BaseException, context: Context) -> MeshError:
+    """What the client is told of a handler's exception; what it isn't told goes to the log."""
+    told, is_unexpected = from_exception(error)
+    ids = {"request_id": context.id(), "error_id": told.error_id}
+    if is_unexpected:
+        logger.error("request %s failed, error id %s", context.id(), told.error_id, exc_info=error, extra=ids)
+    elif isinstance(error, HandlerOutputError):
+        logger.error("request %s: %s", context.id(), error, extra=ids)
+    elif not isinstance(error, (MeshError, GeneratorExit)):
+        # told to the client as its own mistake; whether it is one, only this line can show
+        logger.warning("request %s was refused by its handler", context.id(), exc_info=error, extra=ids)
+    return told
+
+
+async def abort(call: Call, error: MeshError, context: Context, sender: Sender | None = None) -> NoReturn:
+    """End a call with an error, its details and the request id, after what was sent."""
+    if sender is not None:
+        await sender.finish()
+    # abort replaces the trailers that were set before: they are all given here
+    metadata: tuple[tuple[str, str | bytes], ...]
+    metadata = ((DETAILS_KEY, status_details(error)), *trailers(context, sender.num_by_lane if sender else 0))
+    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=metadata)
+    raise AssertionError("abort raises")
+
+
+def trailers(context: Context, num_by_lane: int) -> tuple[tuple[str, str], ...]:
+    """What every call ends with."""
+    counted = ((NUM_BY_LANE, str(num_by_lane)),) if num_by_lane else ()
+    return ((REQUEST_ID, printable(context.id())), *counted)

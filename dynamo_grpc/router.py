@@ -1,0 +1,178 @@
+"""From a request to the instance that takes it: a policy over those that are up, answer and have room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import dataclass
+
+from dynamo_grpc.context import Context
+from dynamo_grpc.delivery import Delivery
+from dynamo_grpc.errors import InvalidRequestError, NoInstancesError, OverloadedError, names
+from dynamo_grpc.instances import FULL_S, InstanceSet, Live
+from dynamo_grpc.migration import MIGRATION_LIMIT, Answer
+from dynamo_grpc.routed import RoutedStream
+from dynamo_grpc.routing import Policy, RouterMode, make_policy
+from dynamo_grpc.routing.budget import RetryBudget
+from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
+
+#: The pause before the second retry; it doubles with each one, and a part of it is by chance.
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+
+class Router:
+    """Sends requests to the instances of a set.
+
+    Args:
+        describe: what the set is, for the error when it is empty.
+        wait_s: how long a request that failed waits for another instance.
+        first_output_s: how long an instance may take to its first output; None is without limit.
+        output_gap_s: the same between outputs.
+        migration_limit: how often a model's request goes on elsewhere after its first output.
+    """
+
+    def __init__(
+        self,
+        instances: InstanceSet,
+        delivery: Delivery,
+        describe: str,
+        wait_s: float = 0.0,
+        rng: random.Random | None = None,
+        migration_limit: int = MIGRATION_LIMIT,
+        first_output_s: float | None = None,
+        output_gap_s: float | None = None,
+    ) -> None:
+        self.migration_limit, self.first_output_s, self.output_gap_s = migration_limit, first_output_s, output_gap_s
+        self.budget = RetryBudget()
+        self.instances, self._delivery, self._describe, self._wait_s = instances, delivery, describe, wait_s
+        self._rng = rng or random.Random()
+        self._policies: dict[RouterMode, Policy | None] = {}
+
+    def choose(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
+        """Pick an instance.
+
+        Raises:
+            NoInstancesError: there is none left.
+            OverloadedError: none of them has room.
+            InvalidRequestError: direct mode without an instance id.
+        """
+        if instance_id is not None:
+            live = self.instances.get(instance_id)
+            if live is None or instance_id in excluded:
+                known = [str(other.instance_id) for other in self.instances.all()]
+                raise NoInstancesError(
+                    f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}"
+                )
+            return live
+        if mode not in self._policies:
+            self._policies[mode] = make_policy(mode, self._rng)
+        policy = self._policies[mode]
+        if policy is None:
+            raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
+        routable = self.instances.routable(excluded)
+        if not routable:
+            down = len(self.instances.all()) - len(excluded)
+            state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
+            raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
+        return policy.choose(self.instances.with_room(routable))
+
+    def check_room(self) -> None:
+        """Refuse at once what would be refused anyway, before it costs anything.
+
+        Raises:
+            OverloadedError: all instances are known to be full or busy.
+        """
+        self.instances.with_room(self.instances.routable())
+
+    async def choose_later(
+        self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int], num_attempts: int
+    ) -> Live:
+        """Pick an instance after a failure; while there is none, or none has room, wait for one.
+
+        Raises:
+            NoInstancesError, OverloadedError: as `choose`, when the wait is over.
+        """
+        end = time.monotonic() + self._wait_s
+        if num_attempts > 1:
+            pause_s = min(_PAUSE_S * 2 ** (num_attempts - 2), _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+        while True:
+            try:
+                return self.choose(mode, instance_id, excluded)
+            except (NoInstancesError, OverloadedError) as error:
+                if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
+                    raise
+                if isinstance(error, OverloadedError):
+                    left_s = min(left_s, FULL_S * self._rng.uniform(0.5, 1.5))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self.instances.wait_changed()
+
+    def generate(
+        self,
+        request: inference_pb2.PreprocessedRequest,
+        context: Context,
+        mode: RouterMode,
+        instance_id: int | None = None,
+        migration_limit: int | None = None,
+    ) -> RoutedStream[inference_pb2.PreprocessedRequest, inference_pb2.GenerateResponse]:
+        """Send a request to a model.
+
+        Raises:
+            NoInstancesError, OverloadedError: as `choose`.
+        """
+        return RoutedStream(
+            request,
+            context,
+            lambda live, message: self._delivery.open_generate(live, message, context),
+            _Route(self, mode, instance_id),
+            Answer(request, self.migration_limit if migration_limit is None else migration_limit),
+        )
+
+    def call(
+        self, request: endpoint_pb2.CallRequest, context: Context, mode: RouterMode, instance_id: int | None = None
+    ) -> RoutedStream[endpoint_pb2.CallRequest, endpoint_pb2.CallResponse]:
+        """Send a request to an endpoint of any kind.
+
+        Raises:
+            NoInstancesError, OverloadedError: as `choose`.
+        """
+        return RoutedStream(
+            request,
+            context,
+            lambda live, message: self._delivery.open_call(live, message, context),
+            _Route(self, mode, instance_id),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """The way of one request."""
+
+    router: Router
+    mode: RouterMode
+    instance_id: int | None
+
+    @property
+    def instances(self) -> InstanceSet:
+        return self.router.instances
+
+    @property
+    def budget(self) -> RetryBudget:
+        return self.router.budget
+
+    @property
+    def first_output_s(self) -> float | None:
+        return self.router.first_output_s
+
+    @property
+    def output_gap_s(self) -> float | None:
+        return self.router.output_gap_s
+
+    def choose(self, excluded: frozenset[int]) -> Live:
+        return self.router.choose(self.mode, self.instance_id, excluded)
+
+    async def choose_later(self, excluded: frozenset[int], num_attempts: int) -> Live:
+        return await self.router.choose_later(self.mode, self.instance_id, excluded, num_attempts)
