@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from dynamo_frontend.answer import Writer
-from dynamo_frontend.catalog import Model, prepare
+from dynamo_frontend.catalog import Model
 from dynamo_frontend.postprocess import Detokenizer, StopMatcher
+from dynamo_frontend.preparation import prepare
 from dynamo_frontend.preprocess import prepare_chat
 from dynamo_frontend.record import Metrics, Record
 from dynamo_frontend.relay import Relay

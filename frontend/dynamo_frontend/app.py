@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -17,8 +18,10 @@ from starlette.types import Receive, Scope, Send
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
+from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.preprocess import naming, prepare_chat, prepare_completion
+from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.record import Metrics, Record
 from dynamo_frontend.relay import Piece, Relay, collect, join
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
@@ -29,10 +32,13 @@ from dynamo_grpc import (
     HttpError,
     InvalidRequestError,
     MeshError,
+    OverloadedError,
     RouterMode,
     TooLargeError,
+    UnsupportedError,
     __version__,
 )
+from dynamo_grpc.admission import Drain
 from dynamo_grpc.errors import Retry
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.migration import MIGRATION_LIMIT
@@ -56,6 +62,12 @@ class FrontendSettings:
     max_body_bytes: int = 64 * 1024 * 1024
     instance_wait_s: float = 10.0
     migration_limit: int = MIGRATION_LIMIT
+    first_output_timeout_s: float | None = 120.0
+    output_gap_timeout_s: float | None = 30.0
+    max_requests: int | None = None
+    overload_status: int = 503
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    has_admin_api: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +110,19 @@ _COMPLETION = _Kind(
 
 
 class Frontend:
-    """The application and what it holds."""
+    """The application and what it holds.
+
+    Attributes:
+        is_draining: it is about to end: /health says so, and what comes is still answered.
+    """
 
     def __init__(
         self, settings: FrontendSettings, make_runtime: Callable[[], DistributedRuntime] = DistributedRuntime
     ) -> None:
         self._settings, self._make_runtime = settings, make_runtime
         self.metrics = Metrics()
+        self.is_draining = False
+        self._num_running, self._drain = 0, Drain()
         self.catalog: Catalog
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._add_routes(self.app)
@@ -120,6 +138,9 @@ class Frontend:
                 settings.namespace,
                 settings.instance_wait_s,
                 settings.migration_limit,
+                settings.first_output_timeout_s,
+                settings.output_gap_timeout_s,
+                settings.thresholds,
             )
             yield
             await self.catalog.close()
@@ -152,6 +173,9 @@ class Frontend:
         app.get("/health", summary="Whether requests can be served", response_model=None)(self._health)
         app.get("/live", summary="Whether the process lives")(self._live)
         app.get("/metrics", summary="Metrics in Prometheus' format", response_model=None)(self._metrics)
+        if self._settings.has_admin_api:
+            app.get("/busy_threshold", summary="When workers are busy, by model")(self._get_thresholds)
+            app.post("/busy_threshold", summary="Set when a model's workers are busy")(self._set_thresholds)
         app.exception_handler(MeshError)(self._on_error)
         app.exception_handler(Exception)(self._on_error)
         app.exception_handler(HTTPException)(self._on_http_error)
@@ -190,6 +214,8 @@ class Frontend:
                 model = await self.catalog.find(body.model)
                 record.begin(model.card.name)
                 model.check_type(kind.model_type, kind.what)
+                if instance_id is None:
+                    model.router.check_room()  # before it costs anything
                 with naming(kind.prompt_field):
                     message = await kind.prepare(body, model)
                 message.request_id = request_id
@@ -207,9 +233,27 @@ class Frontend:
                     await _stream(writer, make_relay(), shape, max(1, body.n or 1), options)
                 else:
                     relay, pieces = await _collect(make_relay)
-                    await writer.json(200, shape.body(pieces, relay.usage))
+                    moved = [(b"x-migrations", b"%d" % relay.num_migrations)] if relay.num_migrations else []
+                    await writer.json(200, shape.body(pieces, relay.usage, relay.num_migrations), moved)
 
-        return Answer(work, context, record, headers, is_stream=body.stream)
+        return Answer(lambda writer: self._admit(work, writer), context, record, headers, is_stream=body.stream)
+
+    async def _admit(self, work: Callable[[Writer], Awaitable[None]], writer: Writer) -> None:
+        """Do a request's work if there is room for it."""
+        limit = self._settings.max_requests
+        try:
+            if limit is not None and self._num_running >= limit:
+                text = f"this frontend is full: --max-requests={limit} run"
+                raise OverloadedError(text, retry_after_s=self._drain.retry_after_s(1))
+            self._num_running += 1
+            try:
+                await work(writer)
+            finally:
+                self._num_running -= 1
+                self._drain.ended()
+        except OverloadedError as error:
+            error.http_status = self._settings.overload_status
+            raise
 
     async def _json(self, request: Request) -> Any:
         """The body as a JSON value.
@@ -243,6 +287,21 @@ class Frontend:
     async def _get_model(self, name: str) -> dict[str, Any]:
         return _model_dict(await self.catalog.find(name))
 
+    async def _get_thresholds(self) -> dict[str, Any]:
+        models = sorted(self.catalog.all(), key=lambda model: model.card.name)
+        return {"thresholds": [_thresholds_dict(model) for model in models]}
+
+    async def _set_thresholds(self, request: Request) -> dict[str, Any]:
+        if METRICS_DIR in os.environ:
+            text = "of several processes only one would hear of it: set the thresholds by the frontend's flags"
+            raise UnsupportedError(text)
+        body = await self._json(request)
+        if not isinstance(body, dict) or not isinstance(body.get("model"), str):
+            raise InvalidRequestError('give {"model": NAME, and the thresholds to set}', param="model")
+        model = await self.catalog.find(body.pop("model"))
+        self.catalog.set_thresholds(model, model.busy.thresholds.changed(body))
+        return _thresholds_dict(model)
+
     async def _health(self) -> Response:
         ready = self.catalog.ready()
         shown = [(live, model) for model in self.catalog.all() for live in model.instances.routable()]
@@ -250,7 +309,7 @@ class Frontend:
         registry = self.catalog.registry.status()
         since = registry["unreachable_since"]
         body: dict[str, Any] = {
-            "status": "healthy" if ready else "unhealthy",
+            "status": "draining" if self.is_draining else "healthy" if ready else "unhealthy",
             "version": __version__,
             "namespace": self._settings.namespace or None,
             "registry": registry,
@@ -267,7 +326,9 @@ class Frontend:
                 for live, model in shown
             ],
         }
-        if ready and since:
+        if self.is_draining:
+            body["message"] = "the frontend is about to end: send new requests elsewhere"
+        elif ready and since:
             body["message"] = f"serving what was known, registry unreachable since {since}"
         elif ready and registry["problem"]:
             body["message"] = f"serving; {registry['problem']}"
@@ -277,7 +338,8 @@ class Frontend:
                 if self.catalog.is_connected
                 else "the registry has not answered yet"
             )
-        return Response(orjson.dumps(body), 200 if ready else 503, media_type="application/json")
+        status = 200 if ready and not self.is_draining else 503
+        return Response(orjson.dumps(body), status, media_type="application/json")
 
     async def _live(self) -> dict[str, str]:
         return {"status": "live"}
@@ -314,7 +376,8 @@ async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, 
         return not events or writer.add(events)
 
     await relay.run(show, writer.flush)
-    await writer.end(begin + (shape.usage_event(relay.usage) if options.include_usage else b"") + DONE)
+    usage = shape.usage_event(relay.usage, relay.num_migrations) if options.include_usage else b""
+    await writer.end(begin + usage + DONE)
 
 
 async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, list[Piece]]:
@@ -335,6 +398,10 @@ def _error_response(error: MeshError, request_id: str) -> Response:
     for key, value in envelope.headers(error):
         response.headers[key.decode()] = value.decode()
     return response
+
+
+def _thresholds_dict(model: Model) -> dict[str, Any]:
+    return {"model": model.card.name, **asdict(model.busy.thresholds)}
 
 
 def _model_dict(model: Model) -> dict[str, Any]:

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence, Set
 
-from tokenizers import Tokenizer
-
-from dynamo_frontend.templates import ChatTemplate
-from dynamo_frontend.tokens import PromptTokenizer
+from dynamo_frontend.busy import BusyWatch, Thresholds
+from dynamo_frontend.preparation import Preparation, fetch_file, prepare
 from dynamo_grpc import (
-    ConfigurationError,
-    InstanceLostError,
     ModelNotFoundError,
     NoInstancesError,
     RegistryError,
@@ -31,7 +23,6 @@ from dynamo_grpc import (
     UnsupportedError,
 )
 from dynamo_grpc.changes import Changes
-from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.migration import MIGRATION_LIMIT
@@ -40,7 +31,7 @@ from dynamo_grpc.records import InstanceRecord, decode_card, decode_instance, ho
 from dynamo_grpc.registry import Registry, View
 from dynamo_grpc.router import Router
 from dynamo_grpc.runtime import DistributedRuntime
-from dynamo_grpc.v1 import control_pb2, model_card_pb2
+from dynamo_grpc.v1 import model_card_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +41,18 @@ _MAX_KNOWN = 1_000
 _MAX_RESTING = 32
 
 
-@dataclass(slots=True)
-class Preparation:
-    """What turns a request's text into tokens and back; empty for models that take text."""
-
-    tokenizer: PromptTokenizer | None = None
-    template: ChatTemplate | None = None
-
-
 class Model:
     """A model and its instances."""
 
-    def __init__(self, card: model_card_pb2.ModelCard, instances: InstanceSet, router: Router) -> None:
+    def __init__(
+        self,
+        card: model_card_pb2.ModelCard,
+        instances: InstanceSet,
+        router: Router,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         self.card, self.instances, self.router = card, instances, router
+        self.busy = BusyWatch(instances, thresholds or Thresholds())
         self.created = int(time.time())
         self.preparation: Preparation | None = None
         self.loading: asyncio.Task[None] | None = None
@@ -82,6 +72,7 @@ class Model:
         if self.loading:
             self.loading.cancel()
             await asyncio.gather(self.loading, return_exceptions=True)
+        await self.busy.close()
         self.instances.close()
 
 
@@ -92,6 +83,9 @@ class Catalog:
         namespace: only models of this namespace; empty means all.
         instance_wait_s: how long a request for a known model waits for an instance.
         migration_limit: how often a request goes on elsewhere after its first output; a model's card wins.
+        first_output_s: how long a worker may take to its first output; None is without limit.
+        output_gap_s: the same between outputs.
+        thresholds: when a worker is busy, for models that nobody set others for.
     """
 
     def __init__(
@@ -101,9 +95,15 @@ class Catalog:
         namespace: str = "",
         instance_wait_s: float = 10.0,
         migration_limit: int = MIGRATION_LIMIT,
+        first_output_s: float | None = None,
+        output_gap_s: float | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
         self._migration_limit = migration_limit
+        self._limits_s = (first_output_s, output_gap_s)
+        self._thresholds = thresholds or Thresholds()
+        self._thresholds_by_name: dict[str, Thresholds] = {}
         suffix = f"{namespace}/" if namespace else ""
         ask = ask_whether_it_serves(runtime.connections)
         self._instances = View.start(runtime.registry, INSTANCES + suffix, decode_instance, ask)
@@ -137,6 +137,11 @@ class Catalog:
     def all(self) -> Sequence[Model]:
         """All models that the registry lists."""
         return list(self._models.values())
+
+    def set_thresholds(self, model: Model, thresholds: Thresholds) -> None:
+        """When a worker of the model is busy, also if the model goes and comes back."""
+        self._thresholds_by_name[model.card.name] = thresholds
+        model.busy.set(thresholds)
 
     async def find(self, name: str) -> Model:
         """The model called `name`, when it can be asked; a known one is waited for.
@@ -235,8 +240,10 @@ class Catalog:
             f"model {card.name!r}",
             wait_s=self._instance_wait_s,
             migration_limit=limit,
+            first_output_s=self._limits_s[0],
+            output_gap_s=self._limits_s[1],
         )
-        model = Model(card, instances, router)
+        model = Model(card, instances, router, self._thresholds_by_name.get(card.name, self._thresholds))
         model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
         return model
 
@@ -265,7 +272,7 @@ class Catalog:
         live = model.router.choose(RouterMode.Random, None, frozenset())
         connection = self._runtime.connections.acquire(live.instance.address)
         try:
-            return {file.name: await _fetch_file(connection, file) for file in model.card.files}
+            return {file.name: await fetch_file(connection, file) for file in model.card.files}
         finally:
             self._runtime.connections.release(connection)
 
@@ -280,44 +287,5 @@ class Catalog:
         await self._instances.close()
 
 
-async def _fetch_file(connection: Connection, file: model_card_pb2.ModelFile) -> bytes:
-    request = control_pb2.GetFileRequest(sha256=file.sha256)
-    try:
-        data = b"".join([piece.data async for piece in connection.control.GetFile(request, timeout=60.0)])
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise InstanceLostError(f"{connection.address} went away") from None  # the call was cancelled, not we
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise ConfigurationError(f"{file.name} of {connection.address} has another hash than its card says")
-    return data
-
-
 def _holds(record: InstanceRecord | None, card: model_card_pb2.ModelCard) -> bool:
     return record is not None and record.instance.card_checksum == card.checksum
-
-
-def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Preparation:
-    """Make tokenizer and template from a model's files.
-
-    Raises:
-        ConfigurationError: a file is broken; says which.
-    """
-    preparation = Preparation()
-    if "tokenizer.json" in files:
-        try:
-            preparation.tokenizer = PromptTokenizer(Tokenizer.from_str(files["tokenizer.json"].decode()))
-        except Exception as error:  # the library raises plain Exception
-            raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
-    if card.chat_template:
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        special = {
-            key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
-        }
-        preparation.template = ChatTemplate(card.chat_template, special)
-    return preparation
-
-
-def _token(value: Any) -> Any:
-    return value.get("content", "") if isinstance(value, dict) else value

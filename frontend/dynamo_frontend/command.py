@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import socket
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ import uvicorn
 
 from dynamo_frontend import processes
 from dynamo_frontend.app import Frontend, FrontendSettings
+from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.wire import WireProtocol
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
 from dynamo_grpc.cli.options import (
@@ -66,6 +69,58 @@ Examples:
     type=click.IntRange(0),
 )
 @option(
+    "--first-output-timeout-s",
+    "How long a worker may take to its first output before the request goes elsewhere; 0 is without limit.",
+    default=120.0,
+    type=click.FloatRange(0),
+)
+@option(
+    "--output-gap-timeout-s",
+    "The same between outputs: a worker that gives none for so long is taken for stuck.",
+    default=30.0,
+    type=click.FloatRange(0),
+)
+@option(
+    "--max-requests",
+    "So many requests at once, beyond that they are refused and told when to come back; 0 is without limit.",
+    default=0,
+    type=click.IntRange(0),
+)
+@option(
+    "--overload-status",
+    "HTTP status of a request that is refused because there is no room.",
+    envvar="DYN_HTTP_OVERLOAD_STATUS_CODE",
+    default=503,
+    type=click.Choice(["503", "429", "529"]),
+)
+@option(
+    "--active-decode-blocks-threshold",
+    "A worker with a larger share of its KV blocks in use is busy: left out, and refused if all are; 0 to 1.",
+    type=click.FloatRange(0, 1),
+)
+@option(
+    "--active-prefill-tokens-threshold",
+    "The same by prompt tokens that wait for prefill.",
+    type=click.IntRange(0),
+)
+@option(
+    "--active-requests-threshold",
+    "The same by requests that run or wait there, of all its clients.",
+    type=click.IntRange(0),
+)
+@option(
+    "--disable-admin-api",
+    "No /busy_threshold.",
+    envvar="DYN_DISABLE_FRONTEND_ADMIN_API",
+    is_flag=True,
+)
+@option(
+    "--shutdown-grace-s",
+    "How long to go on as before after SIGTERM, but for /health, so that a load balancer notices.",
+    default=0.0,
+    type=click.FloatRange(0),
+)
+@option(
     "--shutdown-timeout-s",
     "How long running requests may go on after SIGTERM.",
     envvar="DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS",
@@ -92,6 +147,12 @@ def frontend(**options: Any) -> None:
         max_body_bytes=options["max_body_mb"] * 2**20,
         instance_wait_s=options["instance_wait_s"],
         migration_limit=options["migration_limit"],
+        first_output_timeout_s=options["first_output_timeout_s"] or None,
+        output_gap_timeout_s=options["output_gap_timeout_s"] or None,
+        max_requests=options["max_requests"] or None,
+        overload_status=int(options["overload_status"]),
+        thresholds=Thresholds(**{name: options[name] for name in Thresholds.__slots__}),
+        has_admin_api=not options["disable_admin_api"],
     )
     if options["processes"] > 1 and options["http_fd"] is None:
         _run_processes(options, registry.description)
@@ -115,18 +176,32 @@ def frontend(**options: Any) -> None:
         lifespan="on",
     )
     said = f"frontend ready at http://{host}:{port} ({registry.description})"
-    server = _Server(config, lambda: _say(said, options["ready_fd"]))
+    server = _Server(config, app, options["shutdown_grace_s"], lambda: _say(said, options["ready_fd"]))
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
         server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    """Ends in three steps: /health says so; after the grace no connection is taken; running answers finish."""
+
+    def __init__(self, config: uvicorn.Config, app: Frontend, grace_s: float, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._app, self._grace_s, self._on_ready = app, grace_s, on_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.is_draining or not self._grace_s or self._loop is None:
+            self.force_exit = self._app.is_draining  # the second signal ends it at once
+            self._app.is_draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._app.is_draining = True
+        leave = functools.partial(super().handle_exit, sig, frame)
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._grace_s, leave)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         if not self.should_exit:
             self._on_ready()
 
@@ -143,7 +218,8 @@ def _run_processes(options: dict[str, Any], registry: str) -> None:
     args = ["frontend"]
     for name, value in options.items():
         if name not in ("processes", "http_fd", "ready_fd", "host", "http_port") and value not in (None, ""):
-            args += [f"--{name.replace('_', '-')}", str(value)]
+            flag = f"--{name.replace('_', '-')}"
+            args += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
 
     def listen(port: int) -> socket.socket:
         return _listen(host, port or options["http_port"], shares_port=True)
@@ -151,9 +227,10 @@ def _run_processes(options: dict[str, Any], registry: str) -> None:
     def ready(port: int) -> str:
         return f"frontend ready at http://{host}:{port} ({registry}, {count} processes)"
 
+    stop_s = options["shutdown_grace_s"] + options["shutdown_timeout_s"] + 5.0
     if options["http_port"]:
         _listen(host, options["http_port"]).close()  # whoever else shares its port with us would share our clients
-    asyncio.run(processes.run(count, args, listen, options["shutdown_timeout_s"] + 5.0, ready))
+    asyncio.run(processes.run(count, args, listen, stop_s, ready))
 
 
 def _loop() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 from dynamo_frontend.processes import METRICS_DIR
-from dynamo_grpc import MeshError
+from dynamo_grpc import MeshError, OverloadedError
 
 logger = logging.getLogger("dynamo_frontend.requests")
 
@@ -50,6 +50,12 @@ class Metrics:
             "dynamo_frontend_model_migration",
             "Requests that were sent to another worker: before their first output (new_request) or after it.",
             ("model", "migration_type"),
+            registry=self.registry,
+        )
+        self.rejections = Counter(
+            "dynamo_frontend_model_rejection",
+            "Requests that were refused because the model's workers, or the frontend, had no room.",
+            labels,
             registry=self.registry,
         )
         self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
@@ -113,6 +119,8 @@ class Record:
         self.metrics.requests.labels(model, self.endpoint, kind, status, error_type).inc()
         if self._is_known:
             labels = (model, self.endpoint)
+            if isinstance(self.error, OverloadedError):
+                self.metrics.rejections.labels(*labels).inc()
             self.metrics.inflight.labels(*labels).dec()
             self.metrics.duration.labels(*labels).observe(now - self.started)
             self.metrics.input_tokens.labels(*labels).inc(self.prompt_tokens)

@@ -15,7 +15,7 @@ from dynamo_grpc.v1 import inference_pb2 as pb
 DONE = b"data: [DONE]\n\n"
 
 
-def usage_dict(usage: pb.Usage) -> dict[str, Any]:
+def usage_dict(usage: pb.Usage, num_migrations: int = 0) -> dict[str, Any]:
     """Usage as OpenAI has it."""
     values: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
@@ -24,6 +24,8 @@ def usage_dict(usage: pb.Usage) -> dict[str, Any]:
     }
     if usage.HasField("cached_tokens"):
         values["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if num_migrations:
+        values["num_migrations"] = num_migrations
     if usage.HasField("reasoning_tokens"):
         values["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return values
@@ -38,10 +40,10 @@ class Shape(Protocol):
     def event(self, piece: Piece) -> bytes:
         """The events of one piece."""
 
-    def usage_event(self, usage: pb.Usage) -> bytes:
+    def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
         """The event with the counts."""
 
-    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         """The whole answer."""
 
 
@@ -56,12 +58,14 @@ class _Shape:
         self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-    def usage_event(self, usage: pb.Usage) -> bytes:
-        content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage)}
+    def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
+        content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage, num_migrations)}
         return b"data: " + orjson.dumps(content) + b"\n\n"
 
-    def _whole(self, choices: list[dict[str, Any]], usage: pb.Usage) -> bytes:
-        return orjson.dumps({**self._base, "object": self.whole, "choices": choices, "usage": usage_dict(usage)})
+    def _whole(self, choices: list[dict[str, Any]], usage: pb.Usage, num_migrations: int) -> bytes:
+        return orjson.dumps(
+            {**self._base, "object": self.whole, "choices": choices, "usage": usage_dict(usage, num_migrations)}
+        )
 
     def _token(self, token_id: int) -> str:
         return self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else str(token_id)
@@ -96,7 +100,7 @@ class ChatShape(_Shape):
             self._frames[index] = before, b',"finish_reason":null' + self._tail
         return self._frames[index]
 
-    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         choices = [
             {
                 "index": piece.index,
@@ -106,7 +110,7 @@ class ChatShape(_Shape):
             }
             for piece in pieces
         ]
-        return self._whole(choices, usage)
+        return self._whole(choices, usage, num_migrations)
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
         assert piece.logprobs is not None
@@ -139,7 +143,7 @@ class CompletionShape(_Shape):
             b',"finish_reason":', orjson.dumps(piece.finish), self._tail,
         ))  # fmt: skip
 
-    def body(self, pieces: Iterable[Piece], usage: pb.Usage) -> bytes:
+    def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         choices = [
             {
                 "index": piece.index,
@@ -149,7 +153,7 @@ class CompletionShape(_Shape):
             }
             for piece in pieces
         ]
-        return self._whole(choices, usage)
+        return self._whole(choices, usage, num_migrations)
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
         assert piece.logprobs is not None

@@ -6,6 +6,7 @@ It writes readable, if naive, English about everyday things, obeys every samplin
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -84,8 +85,9 @@ class Tiny(Worker):
         return delta
 
 
+@functools.cache
 def load(folder: Path = HERE) -> tuple[NgramModel, Tokenizer]:
-    """Read corpus and tokenizer, and count."""
+    """Read corpus and tokenizer, and count; once a process: neither is changed by its use."""
     tokenizer = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
     pairs = paragraphs((folder / "corpus.txt").read_text(encoding="utf-8"))
     topics = list(dict.fromkeys(tuple(keywords) for keywords, _ in pairs))

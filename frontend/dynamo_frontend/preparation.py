@@ -1,0 +1,71 @@
+"""What prepares a model's requests: its files, fetched from a worker by hash, as tokenizer and template."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from dynamo_frontend.templates import ChatTemplate
+from dynamo_frontend.tokens import PromptTokenizer
+from dynamo_grpc import ConfigurationError, InstanceLostError
+from dynamo_grpc.connections import Connection
+from dynamo_grpc.v1 import control_pb2, model_card_pb2
+
+
+@dataclass(slots=True)
+class Preparation:
+    """What turns a request's text into tokens and back; empty for models that take text."""
+
+    tokenizer: PromptTokenizer | None = None
+    template: ChatTemplate | None = None
+
+
+async def fetch_file(connection: Connection, file: model_card_pb2.ModelFile) -> bytes:
+    """A file's bytes, checked.
+
+    Raises:
+        ConfigurationError: they have another hash than the card says.
+        InstanceLostError, grpc.aio.AioRpcError: the worker went away.
+    """
+    request = control_pb2.GetFileRequest(sha256=file.sha256)
+    try:
+        data = b"".join([piece.data async for piece in connection.control.GetFile(request, timeout=60.0)])
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise InstanceLostError(f"{connection.address} went away") from None  # the call was cancelled, not we
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise ConfigurationError(f"{file.name} of {connection.address} has another hash than its card says")
+    return data
+
+
+def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Preparation:
+    """Make tokenizer and template from a model's files.
+
+    Raises:
+        ConfigurationError: a file is broken; says which.
+    """
+    preparation = Preparation()
+    if "tokenizer.json" in files:
+        try:
+            preparation.tokenizer = PromptTokenizer(Tokenizer.from_str(files["tokenizer.json"].decode()))
+        except Exception as error:  # the library raises plain Exception
+            raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
+    if card.chat_template:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        special = {
+            key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
+        }
+        preparation.template = ChatTemplate(card.chat_template, special)
+    return preparation
+
+
+def _token(value: Any) -> Any:
+    return value.get("content", "") if isinstance(value, dict) else value
