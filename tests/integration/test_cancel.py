@@ -1,6 +1,7 @@
 """Ending a request: leaving, killing, stopping, deadlines."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,8 +15,8 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.testing import Mesh
 
-from ..conftest import both_lanes
-from .handlers import NAME, Endless, collect
+from ..conftest import both_lanes, eventually
+from .handlers import NAME, Endless, collect, toy
 
 pytestmark = both_lanes
 
@@ -143,3 +144,105 @@ async def test_the_remaining_time_travels(mesh: Mesh) -> None:
     (left,) = await collect(await client.generate(None, context=Context(timeout_s=30)))
     assert 20 < left <= 31  # gRPC rounds up
     assert await collect(await client.generate(None)) == [None]
+
+
+@pytest.mark.parametrize("how", ["kill", "deadline"])
+async def test_an_engines_abort_is_called_at_once_whatever_the_handler_does(mesh: Mesh, how: str) -> None:
+    aborted, release, started = [], asyncio.Event(), asyncio.Event()
+
+    async def abort() -> None:
+        await asyncio.sleep(0)
+        aborted.append("async")
+
+    def broken() -> None:
+        raise RuntimeError("no engine")
+
+    async def handler(request: Any, context: Context) -> AsyncIterator[int]:
+        for callback in (broken, lambda: aborted.append("plain"), abort):
+            context.on_cancel(callback)
+        started.set()
+        while not release.is_set():  # an engine that takes its time
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        yield 1
+        yield 2
+
+    runtime = await mesh.serve(NAME, handler)
+    client = await mesh.client(NAME)
+    context = Context(timeout_s=0.2 if how == "deadline" else None)
+    reading = asyncio.ensure_future(collect(await client.generate(None, context=context)))
+    await asyncio.wait_for(started.wait(), 5)
+    if how == "kill":
+        context.kill()
+    with pytest.raises((RequestCancelledError, DeadlineError)):
+        await reading
+    await eventually(lambda: aborted == ["plain", "async"])
+    assert len(runtime.server.requests) == 1  # it still runs, and is counted
+    release.set()
+    await eventually(lambda: not runtime.server.requests)
+    assert runtime.server.metrics is not None
+    assert b'cancel_to_stop_seconds_count{endpoint="test.backend.generate"} 1.0' in runtime.server.metrics.text()
+
+
+async def test_no_abort_for_a_request_that_ends_by_itself(mesh: Mesh) -> None:
+    aborted = []
+
+    async def handler(request: Any, context: Context) -> AsyncIterator[int]:
+        context.on_cancel(lambda: aborted.append(1))
+        yield 1
+
+    await mesh.serve(NAME, handler)
+    client = await mesh.client(NAME)
+    assert await collect(await client.generate(None)) == [1]
+    assert aborted == []
+
+
+async def test_tokens_for_nobody_are_counted_and_end_the_handler(mesh: Mesh) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield 5
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+        yield [6, 7, 8]  # it should have let it pass
+        raise AssertionError("nobody took it")
+
+    runtime = await mesh.serve(NAME, handler, toy())
+    client, context = await mesh.client(NAME), Context()
+    reading = asyncio.ensure_future(collect(await client.generate([1, 2], context=context)))
+    await asyncio.wait_for(started.wait(), 5)
+    context.kill()
+    await asyncio.wait_for(cancelled.wait(), 5)
+    await eventually(lambda: not runtime.server.requests)
+    assert runtime.server.metrics is not None
+    assert b'tokens_after_cancel_total{endpoint="test.backend.generate"} 3.0' in runtime.server.metrics.text()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_it_travels_through_proxies(mesh: Mesh) -> None:
+    """Client, two proxies, an engine: each hop in a process's runtime of its own."""
+    endless = Endless()
+    await mesh.serve("hop.two.generate", endless.generate)
+    runtimes = []
+
+    def proxy_of(client: Any) -> Any:
+        async def proxy(request: Any) -> AsyncIterator[Any]:
+            async for item in await client.generate(request):  # the context is not handed on
+                yield item.data()
+
+        return proxy
+
+    for name, behind in (("hop.one.generate", "hop.two.generate"), ("hop.zero.generate", "hop.one.generate")):
+        runtimes.append(await mesh.serve(name, proxy_of(await mesh.client(behind))))
+    client = await mesh.client("hop.zero.generate")
+    async with await client.generate(None) as stream:
+        async for item in stream:
+            if item.data() == 3:
+                break
+    await asyncio.wait_for(endless.ended.wait(), 5)
+    assert endless.how in ("cancelled", "left")
+    for runtime in runtimes:
+        await eventually(lambda runtime=runtime: not runtime.server.requests)
