@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
 from dynamo_grpc.context import Context
@@ -20,6 +20,9 @@ from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
 from dynamo_grpc.system import open_system_server
 from dynamo_grpc.v1 import inference_pb2
+
+if TYPE_CHECKING:
+    from dynamo_grpc.testing.faults import Faults
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +100,7 @@ class WorkerSettings:
     system_port: int | None = None
     max_concurrent: int | None = None
     max_queued: int | None = None
+    inject_faults: str = ""
 
 
 def model_folder(cls: type[Worker]) -> Path | None:
@@ -130,6 +134,12 @@ async def serve_worker(
     Raises:
         ConfigurationError: a setting is wrong; nothing is left behind.
     """
+    faults = None
+    if settings.inject_faults:
+        from dynamo_grpc.testing.faults import Faults  # not for production
+
+        faults = Faults.parse(settings.inject_faults)
+        logger.warning("this worker injects faults: %s", settings.inject_faults)
     model = model_of(cls, settings.model_path, settings.model_name)
     name = EndpointName(settings.namespace or cls.namespace, settings.component or cls.component, cls.endpoint)
     runtime = DistributedRuntime(host=settings.host, port=settings.port, advertise=settings.advertise)
@@ -140,7 +150,7 @@ async def serve_worker(
         if port is not None:
             logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()
-        task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, settings, on_ready))
+        task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, settings, faults, on_ready))
         with stop_signals(runtime, task):
             try:
                 await asyncio.shield(task)
@@ -158,14 +168,21 @@ async def _start_and_serve(
     runtime: DistributedRuntime,
     name: EndpointName,
     settings: WorkerSettings,
+    faults: Faults | None,
     on_ready: Callable[[Served], None] | None,
 ) -> None:
     await worker.start()
+    handler = faults.wrap(worker.generate) if faults else worker.generate
+    injecting = asyncio.ensure_future(faults.run(runtime)) if faults else None
     options = serve_options(worker)
     for key in ("max_concurrent", "max_queued"):
         if (value := getattr(settings, key)) is not None:
             options[key] = value
-    await runtime.serve(name, worker.generate, **options, on_ready=on_ready)
+    try:
+        await runtime.serve(name, handler, **options, on_ready=on_ready)
+    finally:
+        if injecting is not None:
+            injecting.cancel()
 
 
 def serve_options(worker: Worker) -> dict[str, Any]:

@@ -55,6 +55,12 @@ _OPTIONS = (
         envvar="DYN_DYNAMO_REQUEST_QUEUE_LIMIT",
         type=click.IntRange(0),
     ),
+    option(
+        "--inject-faults",
+        "For development: what goes wrong, such as die_after=20,share=0.1 (see docs/reliability.md).",
+        default="",
+        metavar="NAME=VALUE,…",
+    ),
     log_option,
 )
 
