@@ -255,7 +255,10 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         waiting = asyncio.ensure_future(self._route.choose_later(frozenset(self._failed), self._num_attempts))
         ended = self._context.async_killed_or_stopped()
         try:
-            await asyncio.wait((waiting, ended), return_when=asyncio.FIRST_COMPLETED)
+            left_s = self._context.remaining_s()
+            done, _ = await asyncio.wait((waiting, ended), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise DeadlineError(f"request {self._context.id()} took longer than its time-out ({error.message})")
             if self._is_closed or ended.done():
                 raise RequestCancelledError(f"request {self._context.id()} was ended while it waited for an instance")
             return waiting.result()
