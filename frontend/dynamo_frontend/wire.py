@@ -16,6 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 #: Where an ASGI scope holds the Wire of its connection.
 EXTENSION = "dynamo_grpc.wire"
 
+#: How long a connection that was just opened may take to its first request while the server ends.
+_FIRST_REQUEST_S = 1.0
+
 #: Those that have something to write at the end of this turn of the loop.
 _waiting: list[Wire] = []
 
@@ -93,6 +96,8 @@ class Wire(asyncio.Transport):
 class WireProtocol(HttpToolsProtocol):
     """uvicorn's protocol over a Wire, which its requests know."""
 
+    _is_leaving = False
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._wire = Wire(transport, self.loop)
         self._wire.watch_client = self._watch_client
@@ -114,6 +119,23 @@ class WireProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._wire.is_full = False
         super().resume_writing()
+
+    def shutdown(self) -> None:
+        if self.cycle is not None:
+            super().shutdown()
+            return
+        # It was taken and has not asked yet: closing it now would reset a request that is on its way.
+        self._is_leaving = True
+        self.loop.call_later(_FIRST_REQUEST_S, self._close_unused)
+
+    def _close_unused(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.cycle is not None and (self._is_leaving or getattr(self.config.app, "is_draining", False)):
+            self.cycle.keep_alive = False  # the answer says so, and the client's next request goes elsewhere
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
