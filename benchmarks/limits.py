@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import uvloop
 from load import Load, Seen, body, connect, percentile_ms
 from systems import Ours, cpu_s, rss_bytes
+
+from dynamo_grpc import Context
+from dynamo_grpc.testing import Mesh
 
 _SENTENCE = "Tell me something about the sea and its many creatures. "
 
@@ -76,6 +80,44 @@ async def cancel(streams: int = 256, count: int = 200) -> None:
         )
 
 
+async def cancel_through_a_proxy(count: int = 300) -> None:
+    """The cancellation demo: from a client's kill or leaving to the handler's end, directly and through a proxy."""
+    ended: asyncio.Future[float]
+
+    async def engine(request: object) -> AsyncIterator[int]:
+        try:
+            for number in itertools.count():
+                yield number
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set_result(time.monotonic())
+
+    async with Mesh() as mesh:
+        await mesh.serve("demo.server.generate", engine)
+        behind = await mesh.client("demo.server.generate")
+
+        async def proxy(request: object) -> AsyncIterator[object]:
+            async for item in await behind.generate(request):
+                yield item.data()
+
+        await mesh.serve("demo.middle.generate", proxy)
+        for name, client in (("directly", behind), ("through a proxy", await mesh.client("demo.middle.generate"))):
+            took = []
+            for number in range(count):
+                ended, context = asyncio.get_running_loop().create_future(), Context()
+                async with await client.generate(None, context=context) as stream:
+                    for _ in range(3):
+                        await anext(stream)
+                    at = time.monotonic()
+                    if number % 2:
+                        context.kill()
+                took.append(await ended - at)
+            print(
+                f"a client's kill or leaving to the handler's end, {name}: p50 {percentile_ms(took, 50):.1f} ms, "
+                f"p99 {percentile_ms(took, 99):.1f} ms"
+            )
+
+
 async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
     """The others' time between tokens, without and with a large request."""
     with running(Ours(0.02)) as ours:
@@ -135,6 +177,7 @@ def running(ours: Ours):  # type: ignore[no-untyped-def]
 MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
     "idle-streams": idle_streams,
     "cancel": cancel,
+    "cancel-proxy": cancel_through_a_proxy,
     "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),
     "large-request": lambda: disturbed("a request of 40 MB", _SENTENCE * 714_000),
     "growth": growth,

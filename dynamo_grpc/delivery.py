@@ -243,10 +243,10 @@ class Delivery:
         inbox, delivery_id = Inbox(), 0
         metadata = to_metadata(context, live.instance_id)
         if connection.lane is not None and connection.lane.name:
-            delivery_id = connection.lane.open_inbox(inbox)
+            delivery_id, inbox.has_lane = connection.lane.open_inbox(inbox), True
             metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))
         call = method(request, timeout=context.remaining_s(), metadata=metadata)
-        inbox.on_full = call.cancel
+        inbox.on_broken = call.cancel
         self._own(_read_call(call, inbox, context.id(), connection.address))
         forget = functools.partial(_forget, self._connections, connection, delivery_id)
         return OutputStream(live, connection, call, inbox, context, forget, self._own)

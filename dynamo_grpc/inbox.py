@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from dynamo_grpc.errors import HandlerEndedError, SlowReaderError
+from dynamo_grpc.errors import HandlerEndedError, HandlerOutputError, MeshError, SlowReaderError
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 logger = logging.getLogger(__name__)
@@ -53,20 +53,22 @@ class Inbox:
 
     Attributes:
         has_given: whether the reader was given one.
-        on_full: called when too many are unread; the stream has ended then.
+        has_lane: outputs may come by the delivery: what is missing may be on its way there.
+        on_broken: called when it ends by itself: too much is unread, or a number is wrong.
     """
 
     def __init__(self) -> None:
+        self.has_lane = False
         self._ready: list[Any] = []
         self._num_bytes = 0  # by the lane
-        self._num_own_bytes = 0
+        self._num_own = self._num_own_bytes = 0
         self._late: asyncio.TimerHandle | None = None
         self._room: asyncio.Future[None] | None = None
         self._has_reader = True
         self.has_given = False
         self.is_ended = False
         self.error: BaseException | None = None
-        self.on_full: Callable[[], object] | None = None
+        self.on_broken: Callable[[], object] | None = None
         self._sink: Sink = _stop
         self._waiter: asyncio.Future[bool] | None = None
         self._early: dict[int, Any] = {}
@@ -90,6 +92,7 @@ class Inbox:
         if not self._has_reader:
             return
         self._num_own_bytes += message.ByteSize()
+        self._num_own += 1
         sequence = message.sequence
         if sequence == 0 and self._expected and not (self._is_numbered or self._num_by_lane):
             # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
@@ -115,10 +118,7 @@ class Inbox:
         if self._num_by_lane == self._wanted:
             self.end(None)
         elif self._num_bytes > MAX_UNREAD_BYTES:
-            on_full = self.on_full
-            self.end(SlowReaderError(f"{self._num_bytes} bytes of outputs are unread: the reader is too slow"))
-            if on_full is not None:
-                on_full()
+            self._break(SlowReaderError(f"{self._num_bytes} bytes of outputs are unread: the reader is too slow"))
         return had_none
 
     def _order(self, sequence: int, output: Any) -> None:
@@ -128,9 +128,28 @@ class Inbox:
             while self._early and self._expected in self._early:
                 self._ready.append(self._early.pop(self._expected))
                 self._expected += 1
-        elif sequence > self._expected:
+        elif sequence < self._expected or sequence in self._early:
+            if self._num_own and self._num_by_lane:
+                return  # it has come by the other way already
+            self._break(HandlerOutputError(f"the worker gave output {sequence} twice: nothing it gives can be trusted"))
+        elif not self.has_lane:
+            what = f"output {sequence} came after {self._expected - 1}"
+            self._break(HandlerOutputError(f"{what}: the worker left some out"))
+        else:
             self._early[sequence] = output
-        # a smaller number has come by the other way already
+            if len(self._early) == 1:
+                asyncio.get_running_loop().call_later(_LATE_S, self._check_early, self._expected)
+
+    def _check_early(self, expected: int) -> None:
+        """An output was missing a while ago: by now it has come, or it never will."""
+        if self._early and self._expected == expected:
+            self._break(HandlerEndedError(f"an output was lost: number {expected} never came"))
+
+    def _break(self, error: MeshError) -> None:
+        on_broken = self.on_broken
+        self.end(error)
+        if on_broken is not None:
+            on_broken()
 
     def end_of_call(self, num_by_lane: int, error: BaseException | None) -> None:
         """The call has ended, and says how many outputs went by the lane: those may still be on their way."""
@@ -145,7 +164,7 @@ class Inbox:
         if self.is_ended:
             return
         self.is_ended = True
-        self.on_full = None
+        self.on_broken = None
         if self._late is not None:
             self._late.cancel()  # it would keep all of the request for its time
         self.error = self.error or error

@@ -25,6 +25,7 @@ class Answer:
         error: why it did not; empty when it did.
         code: the gRPC code of the failure.
         clock_ahead_s: how far its clock is ahead of ours; None if it doesn't tell its time.
+        is_connected: it did not answer, but gRPC's own threads do: its event loop is blocked.
     """
 
     address: str
@@ -32,12 +33,13 @@ class Answer:
     error: str = ""
     code: grpc.StatusCode | None = None
     clock_ahead_s: float | None = None
+    is_connected: bool = False
 
     @property
     def state(self) -> str:
-        """starting, ready, draining or stopped, as it says itself; unreachable when it did not answer."""
+        """starting, ready, draining or stopped, as it says itself; busy or unreachable when it did not answer."""
         if self.said is None:
-            return "unreachable"
+            return "busy" if self.is_connected else "unreachable"
         return control_pb2.WorkerState.Name(self.said.state).removeprefix("WORKER_STATE_").lower()
 
 
@@ -55,7 +57,9 @@ class Sighting:
 
     @property
     def state(self) -> str:
-        """ready, starting, draining, stopped, refused, unreachable, gone (another process has its address)."""
+        """What it is: ready, starting, draining, stopped, refused, gone (another process has its address), unreachable,
+        or busy (its event loop doesn't answer and its connection stands).
+        """
         said = self.answer.said
         if said is None:
             # a worker in another language may have no Control: it answers, and that is all we know
@@ -84,7 +88,9 @@ async def ask(address: str, timeout_s: float = 2.0) -> Answer:
                 control_pb2.DescribeRequest(), timeout=timeout_s
             )
         except grpc.aio.AioRpcError as error:
-            return Answer(address, error=f"{error.code().name}: {error.details()}", code=error.code())
+            is_connected = channel.get_state() is grpc.ChannelConnectivity.READY
+            text = "its event loop is blocked, its connection stands" if is_connected else error.details()
+            return Answer(address, error=f"{error.code().name}: {text}", code=error.code(), is_connected=is_connected)
         ahead_s = None
         if said.HasField("measured_at"):
             ahead_s = said.measured_at.ToNanoseconds() / 1e9 - (started + time.time()) / 2

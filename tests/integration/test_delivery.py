@@ -1,14 +1,17 @@
 """The shared delivery: it is used, falls back, comes back, and loses nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
-from dynamo_grpc import Context, SlowReaderError
+from dynamo_grpc import Context, HandlerOutputError, SlowReaderError
 from dynamo_grpc.inbox import Inbox
 from dynamo_grpc.lane import FRAME_BYTES, FRAME_TOKENS, Lane
+from dynamo_grpc.records import to_entries
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
@@ -279,3 +282,70 @@ async def test_a_call_that_names_no_number_gets_its_outputs_itself(mesh: Mesh, n
     call = connection.endpoint.Call(request, metadata=((DELIVERY, connection.lane.name), (DELIVERY_ID, number)))
     assert [response.json.number_value async for response in call] == [7]
     await eventually(lambda: not runtime.server.requests)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "what"),
+    [
+        ([0, 1, 2, 2, 3], "gave output 2 twice"),
+        ([0, 1, 3, 4], "output 3 came after 1"),
+        ([0, 2], "output 2 came after 0"),
+    ],
+)
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_wrong_number_ends_the_request_loudly(mesh: Mesh, sequences: list[int], what: str, others: int) -> None:
+    """A worker that numbers wrongly can't be trusted, also if another one is there: a plain servicer, by its own call."""
+    from dynamo_grpc.v1 import inference_pb2_grpc, model_card_pb2
+
+    num_asked, has_ended = 0, asyncio.Event()
+
+    class Servicer(inference_pb2_grpc.InferenceServicer):
+        async def Generate(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.GenerateResponse]:
+            nonlocal num_asked
+            num_asked += 1
+            try:
+                for sequence in sequences:
+                    delta = inference_pb2.ChoiceDelta(token_ids=[sequence])
+                    yield inference_pb2.GenerateResponse(sequence=sequence, choices=[delta])
+                await asyncio.Event().wait()  # it need not end to be found out
+            finally:
+                has_ended.set()
+
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(1 + others):
+            server = grpc.aio.server()
+            inference_pb2_grpc.add_InferenceServicer_to_server(Servicer(), server)  # type: ignore[no-untyped-call]
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            stack.push_async_callback(server.stop, None)
+            instance = model_card_pb2.Instance(
+                namespace="test", component="backend", endpoint="generate", instance_id=number + 1, epoch=1,
+                address=f"127.0.0.1:{port}", kind=model_card_pb2.ENDPOINT_KIND_MODEL, model="toy",
+            )  # fmt: skip
+            await mesh.registry.register(to_entries(instance, None))
+        client = await mesh.client(NAME)
+        await eventually(lambda: len(client.instance_ids()) == 1 + others)
+        lanes = [live.connection.lane for live in client._instances.routable()]
+        await eventually(lambda: all(lane and lane.has_answered and not lane.name for lane in lanes))
+        seen = []
+        with pytest.raises(HandlerOutputError, match=what):
+            async for item in await client.generate([1, 2]):
+                seen += item.data()["token_ids"]
+        assert seen == list(range(len(seen)))
+        await asyncio.wait_for(has_ended.wait(), 5)
+        assert num_asked == 1
+
+
+async def test_a_number_that_never_comes_by_the_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dynamo_grpc.inbox._LATE_S", 0.05)
+    inbox, broken = Inbox(), []
+    inbox.has_lane, inbox.on_broken = True, lambda: broken.append(1)
+    for sequence in (0, 1, 3, 4):
+        inbox.put_by_lane(sequence, inference_pb2.GenerateResponse(sequence=sequence))
+    await eventually(lambda: broken)
+    assert "number 2 never came" in str(inbox.error)
+    twice = Inbox()
+    twice.has_lane = True
+    for sequence in (0, 1, 1):
+        twice.put_by_lane(sequence, inference_pb2.GenerateResponse(sequence=sequence))
+    assert "gave output 1 twice" in str(twice.error)
