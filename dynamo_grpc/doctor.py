@@ -132,6 +132,9 @@ def _instance(sighting: Sighting, facts: Facts) -> list[Finding]:
                 hint = "; such an address works on the worker's own machine alone, see --advertise"
             text = f"{where}: listed, and doesn't answer: {answer.error}{hint}"
             findings = [Finding("instances", Level.PROBLEM, text, 45)]
+        case "busy":
+            text = f"{where}: a step that never awaits blocks its event loop (its log names it); its connection stands"
+            findings = [Finding("instances", Level.WARNING, text, 40)]
         case "gone":
             text = f"{where}: another process answers there; the entry goes when its lease ends"
             findings = [Finding("instances", Level.WARNING, text)]

@@ -31,7 +31,8 @@ Examples:
 
 \b
 States: ready; starting; draining; refused (another model card holds for its model); unreachable;
-gone (another process answers at its address). Load is the number of requests that run there.""",
+busy (its event loop is blocked, its connection stands); gone (another process answers at its address).
+Load is the number of requests that run there.""",
 )
 @click.option(
     "--json", "as_json", envvar="DYN_JSON", show_envvar=True, is_flag=True, help="Print JSON, an object a line."
