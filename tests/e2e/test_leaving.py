@@ -1,0 +1,120 @@
+"""Processes that leave, are full or die on purpose, from outside: flags, signals, HTTP."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from ..conftest import Process
+from .test_up import CHAT, until
+
+Start = Callable[..., Process]
+#: 3 s at least.
+SLOW = {**CHAT, "max_tokens": 60, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture
+def env(cli: Start) -> dict[str, str]:
+    """A registry."""
+    registry = cli("registry", "--port", "0")
+    return {"ETCD_ENDPOINTS": registry.wait_for(r"registry ready at (\S+)")[1], "ETCD_LEASE_TTL": "2"}
+
+
+def start_frontend(cli: Start, env: dict[str, str], num_workers: int, *args: str) -> tuple[Process, str]:
+    frontend = cli("frontend", "--http-port", "0", *args, env=env)
+    url = frontend.wait_for(r"ready at (http://\S+)")[1]
+    until(lambda: len(httpx.get(f"{url}/health").json()["instances"]) == num_workers)
+    until(lambda: httpx.get(f"{url}/health").status_code == 200)
+    return frontend, url
+
+
+def lines_of(url: str) -> Iterator[str]:
+    """A slow answer as it comes."""
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=SLOW, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        yield from response.iter_lines()
+
+
+def test_a_frontend_that_leaves_says_so_serves_on_and_finishes(cli: Start, env: dict[str, str]) -> None:
+    cli("worker", "tiny", "--inject-faults", "slow_s=0.05", env=env).wait_for("worker ready")
+    args = ("--shutdown-grace-s", "1.5", "--shutdown-timeout-s", "30")
+    frontend, url = start_frontend(cli, env, 1, *args)
+    lines = lines_of(url)
+    next(lines)
+    frontend.signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    assert httpx.get(f"{url}/health").json()["status"] == "draining"
+    assert httpx.get(f"{url}/live").status_code == 200
+    served = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "max_tokens": 1}, timeout=30)
+    assert (served.status_code, served.headers["connection"]) == (200, "close")
+
+    def is_closed() -> bool:
+        try:
+            httpx.get(f"{url}/live")
+        except httpx.TransportError:
+            return True
+        return False
+
+    until(is_closed)
+    rest = list(lines)
+    assert rest[-2:] == ["data: [DONE]", ""]
+    assert frontend.wait() in (0, -signal.SIGTERM)
+
+
+def test_a_second_signal_ends_a_frontend_at_once(cli: Start, env: dict[str, str]) -> None:
+    cli("worker", "tiny", "--inject-faults", "slow_s=0.5", env=env).wait_for("worker ready")
+    frontend, url = start_frontend(cli, env, 1, "--shutdown-grace-s", "60", "--shutdown-timeout-s", "60")
+    lines = lines_of(url)
+    next(lines)
+    frontend.signal(signal.SIGTERM)
+    until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    frontend.signal(signal.SIGTERM)
+    frontend.wait(10)
+    with pytest.raises((httpx.TransportError, StopIteration)):
+        while True:
+            assert next(lines) != "data: [DONE]"
+
+
+def test_a_worker_that_dies_on_purpose_costs_no_answer(cli: Start, env: dict[str, str]) -> None:
+    cli("worker", "tiny", env=env).wait_for("worker ready")
+    dying = cli("worker", "tiny", "--inject-faults", "die_after=5", env=env)
+    dying.wait_for("this worker injects faults: die_after=5")
+    dying.wait_for("worker ready")
+    _, url = start_frontend(cli, env, 2)
+    body = {**CHAT, "max_tokens": 20, "seed": 1}
+    answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.json()["choices"][0]["message"]["content"] for answer in answers}) == 1
+    assert sum("x-migrations" in answer.headers for answer in answers) == 1
+    assert dying.wait() == -signal.SIGKILL
+
+
+def test_a_full_worker_by_flags(cli: Start, env: dict[str, str]) -> None:
+    args = ("--max-concurrent", "1", "--max-queued", "0", "--inject-faults", "slow_s=0.05")
+    worker = cli("worker", "tiny", "--system-port", "0", *args, env=env)
+    port = worker.wait_for(r"system port (\d+)")[1]
+    worker.wait_for("worker ready")
+    frontend, url = start_frontend(cli, env, 1, "--overload-status", "529")
+    lines = lines_of(url)
+    next(lines)
+    refused = httpx.post(f"{url}/v1/chat/completions", json=CHAT, timeout=30)
+    assert (refused.status_code, refused.headers["retry-after"]) == (529, "1")
+    assert re.search(r"is full: max_concurrent=1 requests run and none may wait", refused.json()["error"]["message"])
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'refused_requests_total{endpoint="dynamo.backend.generate"} 1.0' in metrics
+    frontend.signal(signal.SIGKILL)  # its handler ends, and counts
+    counted = 'cancel_to_stop_seconds_count{endpoint="dynamo.backend.generate"} 1.0'
+    until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    assert httpx.get(f"http://127.0.0.1:{port}/health").json()["requests"] == 0
+    with pytest.raises(httpx.TransportError):
+        list(lines)
+
+
+def test_faults_that_there_are_not(cli: Start, env: dict[str, str]) -> None:
+    worker = cli("worker", "tiny", "--inject-faults", "explode=1", env=env)
+    assert worker.wait() == 1
+    assert "no fault 'explode': there are share, refuse, fail_after" in worker.output
