@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import exposition
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -20,11 +21,19 @@ from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.catalog import Catalog, Model
-from dynamo_frontend.preprocess import naming, prepare_chat, prepare_completion
+from dynamo_frontend.choices import echoes, select_completion
+from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.record import Metrics, Record
-from dynamo_frontend.relay import Piece, Relay, collect, join
-from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling, StreamOptions
+from dynamo_frontend.relay import Piece, Relay, Relays, collect, join
+from dynamo_frontend.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Sampling,
+    StreamOptions,
+    TokenizeRequest,
+)
 from dynamo_frontend.shapes import DONE, ChatShape, CompletionShape, Shape
 from dynamo_grpc import (
     Context,
@@ -44,7 +53,7 @@ from dynamo_grpc.metadata import printable
 from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.records import endpoint_of
 from dynamo_grpc.telemetry import server_span
-from dynamo_grpc.v1 import inference_pb2, model_card_pb2
+from dynamo_grpc.v1 import model_card_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +77,7 @@ class FrontendSettings:
     overload_status: int = 503
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
+    is_strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,9 @@ class _Kind(Generic[_R]):
     prompt_field: str
     model_type: model_card_pb2.ModelType.ValueType
     schema: type[_R]
-    prepare: Callable[[_R, Model], Awaitable[inference_pb2.PreprocessedRequest]]
+    prepare: Callable[[_R, Model], Awaitable[list[Part]]]
     shape: Callable[..., Shape]
+    select: Callable[[_R, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
 
 
 _CHAT = _Kind(
@@ -106,6 +117,7 @@ _COMPLETION = _Kind(
     CompletionRequest,
     prepare_completion,
     CompletionShape,
+    select_completion,
 )
 
 
@@ -159,7 +171,7 @@ class Frontend:
         await response(scope, receive, send)
 
     def _add_routes(self, app: FastAPI) -> None:
-        def post(path: str, schema: type[Sampling], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:
+        def post(path: str, schema: type[BaseModel], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:
             content = {
                 "application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}
             }
@@ -168,6 +180,8 @@ class Frontend:
 
         post("/v1/chat/completions", ChatRequest, self._chat, "Answer a chat")
         post("/v1/completions", CompletionRequest, self._completion, "Continue a text")
+        post("/tokenize", TokenizeRequest, self._tokenize, "Token ids of a prompt or a chat")
+        post("/detokenize", DetokenizeRequest, self._detokenize, "Text of token ids")
         app.get("/v1/models", summary="List the models")(self._list_models)
         app.get("/v1/models/{name:path}", summary="Describe a model", response_model=None)(self._get_model)
         app.get("/health", summary="Whether requests can be served", response_model=None)(self._health)
@@ -177,6 +191,7 @@ class Frontend:
             app.get("/busy_threshold", summary="When workers are busy, by model")(self._get_thresholds)
             app.post("/busy_threshold", summary="Set when a model's workers are busy")(self._set_thresholds)
         app.exception_handler(MeshError)(self._on_error)
+        app.exception_handler(ValidationError)(self._on_error)
         app.exception_handler(Exception)(self._on_error)
         app.exception_handler(HTTPException)(self._on_http_error)
 
@@ -193,6 +208,8 @@ class Frontend:
         record = Record(self.metrics, request_id, kind.label)
         try:
             body = kind.schema.model_validate(await self._json(request))
+            if self._settings.is_strict and (strange := body.unknown()):
+                raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
             record.is_stream = body.stream
             record.model = body.model[:100]
             context = Context(request_id, timeout_s=timeout_of(request))
@@ -217,24 +234,40 @@ class Frontend:
                 if instance_id is None:
                     model.router.check_room()  # before it costs anything
                 with naming(kind.prompt_field):
-                    message = await kind.prepare(body, model)
-                message.request_id = request_id
-                mode = self._settings.router_mode
+                    parts = await kind.prepare(body, model)
+                for part in parts:
+                    part.message.request_id = request_id
+                mode, relays = self._settings.router_mode, Relays([])
 
-                def make_relay() -> Relay:
-                    return Relay(model, body, message, context, record, mode, instance_id)
+                def make_relays() -> Relays:
+                    nonlocal relays
+                    relays = Relays([
+                        (
+                            Relay(model, body, part.message, context, record, mode, instance_id, part.index),
+                            part.counts_prompt,
+                        )
+                        for part in parts
+                    ])  # fmt: skip
+                    return relays
 
                 assert model.preparation is not None
                 options = (body.stream and body.stream_options) or StreamOptions()
                 has_usage = options.include_usage
                 tokenizer = model.preparation.tokenizer
                 shape = kind.shape(request_id, body.model, tokenizer and tokenizer.base, has_usage=has_usage)
-                if body.stream:
-                    await _stream(writer, make_relay(), shape, max(1, body.n or 1), options)
-                else:
-                    relay, pieces = await _collect(make_relay)
-                    moved = [(b"x-migrations", b"%d" % relay.num_migrations)] if relay.num_migrations else []
-                    await writer.json(200, shape.body(pieces, relay.usage, relay.num_migrations), moved)
+                try:
+                    if body.stream:
+                        begin = shape.begin(sum(part.num_choices for part in parts))
+                        begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
+                        await _stream(writer, make_relays(), shape, begin, options)
+                    else:
+                        pieces = kind.select(body, await _collect(make_relays), parts)
+                        usage, num = relays.usage, relays.num_migrations
+                        moved = [(b"x-migrations", b"%d" % num)] if num else []
+                        await writer.json(200, shape.body(pieces, usage, num), moved)
+                finally:
+                    usage = relays.usage
+                    record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
         return Answer(lambda writer: self._admit(work, writer), context, record, headers, is_stream=body.stream)
 
@@ -280,6 +313,19 @@ class Frontend:
             raise InvalidRequestError(f"the body is no JSON: {error}") from None
 
     # -- the rest -----------------------------------------------------------------------------------------------------
+
+    async def _tokenize(self, request: Request) -> dict[str, Any]:
+        body = TokenizeRequest.model_validate(await self._json(request))
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequestError("give prompt or messages", param="prompt")
+        model = await self.catalog.find(body.model)
+        tokens = await token_ids_of(body, model)
+        return {"count": len(tokens), "max_model_len": model.card.context_length or None, "tokens": tokens}
+
+    async def _detokenize(self, request: Request) -> dict[str, Any]:
+        body = DetokenizeRequest.model_validate(await self._json(request))
+        model = await self.catalog.find(body.model)
+        return {"prompt": text_of(body.tokens, model)}
 
     async def _list_models(self) -> dict[str, Any]:
         return {"object": "list", "data": [_model_dict(model) for model in self.catalog.ready()]}
@@ -364,14 +410,15 @@ class Frontend:
         return _error_response(HttpError(error.status_code, text), request_id_of(request))
 
 
-async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, options: StreamOptions) -> None:
-    begin = shape.begin(num_choices)
-
+async def _stream(writer: Writer, relay: Relays, shape: Shape, begin: bytes, options: StreamOptions) -> None:
     def show(pieces: list[Piece]) -> bool:
         nonlocal begin
         if options.merge_events and len(pieces) > 1:
             pieces = join(pieces)
-        events = begin + b"".join([shape.event(piece) for piece in pieces])
+        if options.continuous_usage_stats:
+            events = begin + b"".join([shape.with_usage(shape.event(piece), relay.usage_so_far) for piece in pieces])
+        else:
+            events = begin + b"".join([shape.event(piece) for piece in pieces])
         begin = b""
         return not events or writer.add(events)
 
@@ -380,12 +427,12 @@ async def _stream(writer: Writer, relay: Relay, shape: Shape, num_choices: int, 
     await writer.end(begin + usage + DONE)
 
 
-async def _collect(make_relay: Callable[[], Relay]) -> tuple[Relay, list[Piece]]:
+async def _collect(make_relays: Callable[[], Relays]) -> list[Piece]:
     """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time."""
     for attempt in range(1, _WHOLE_ATTEMPTS + 1):
-        relay = make_relay()
+        relay = make_relays()
         try:
-            return relay, await collect(relay)
+            return await collect(relay)
         except MeshError as error:
             if error.retry is not Retry.MIGRATE or relay.num_migrations or attempt == _WHOLE_ATTEMPTS:
                 raise

@@ -108,6 +108,7 @@ Examples:
     "The same by requests that run or wait there, of all its clients.",
     type=click.IntRange(0),
 )
+@option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
 @option(
     "--disable-admin-api",
     "No /busy_threshold.",
@@ -152,6 +153,7 @@ def frontend(**options: Any) -> None:
         max_requests=options["max_requests"] or None,
         overload_status=int(options["overload_status"]),
         thresholds=Thresholds(**{name: options[name] for name in Thresholds.__slots__}),
+        is_strict=options["strict"],
         has_admin_api=not options["disable_admin_api"],
     )
     if options["processes"] > 1 and options["http_fd"] is None:

@@ -21,6 +21,9 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.status import from_exception
 
+#: Parts of a place that pydantic adds to the names of fields.
+_NOT_FIELDS = ("str", "list[int]", "list[TextPart]")
+
 _CODES: dict[type[MeshError], str] = {
     ContextLengthError: "context_length_exceeded",
     ModelNotFoundError: "model_not_found",
@@ -34,7 +37,7 @@ def to_mesh_error(error: BaseException) -> tuple[MeshError, bool]:
     """What an exception means to the client, and whether it was unexpected."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[int]", "list[TextPart]"))
+        where = ".".join(str(part) for part in first["loc"] if part not in _NOT_FIELDS)
         return InvalidRequestError(f"{where}: {first['msg']}" if where else first["msg"], param=where), False
     if isinstance(error, MeshError):
         return error, False

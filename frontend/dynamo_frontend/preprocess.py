@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.schemas import ChatRequest, CompletionRequest, Sampling
+from dynamo_frontend.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    ResponseFormat,
+    Sampling,
+    TokenizeRequest,
+)
 from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 from dynamo_grpc.validation import check_length, check_request
@@ -23,35 +32,80 @@ _SAMPLING = (
     "frequency_penalty",
     "seed",
 )
+_GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 #: OpenAI's default for completions.
 _COMPLETION_TOKENS = 16
 
 
-async def prepare_chat(request: ChatRequest, model: Model) -> inference_pb2.PreprocessedRequest:
-    """The request to send for a chat; checked."""
+#: Choices of a request, over all its prompts.
+_MAX_CHOICES = 1024
+
+
+@dataclass(slots=True)
+class Part:
+    """A request to a worker that answers a part of a client's: a prompt's choices, or one of them.
+
+    Attributes:
+        index: of its first choice in the answer.
+        echo: what stands before each of its choices.
+        counts_prompt: whether its prompt counts in the usage: once for all choices of a prompt.
+    """
+
+    message: inference_pb2.PreprocessedRequest
+    index: int = 0
+    echo: str = ""
+    counts_prompt: bool = True
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices it gives."""
+        return max(1, self.message.sampling_options.n)
+
+
+async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
+    """The requests to send for a chat; checked."""
     assert model.preparation is not None
     message = _common(request, model)
     limit = request.max_completion_tokens or request.max_tokens
-    messages = [m.model_dump(exclude_none=True) for m in request.messages]
-    for index, turn in enumerate(messages):
-        _check_content(turn, f"messages.{index}.content")
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
-        message.messages.extend(_to_message(turn) for turn in messages)
+        message.messages.extend(_to_message(turn) for turn in _checked(request.messages))
     else:
-        if model.preparation.template is None:
-            raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
-        text = model.preparation.template.render(messages)
-        message.token_ids.extend(await tokenize(model, text, add_special_tokens=False))
+        message.token_ids.extend(await _chat_tokens(model, request.messages))
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
-    return _finish(message, model, limit, None)
+    _guide(message, request.response_format)
+    return _parts(message, model, limit, None, request)
 
 
-async def prepare_completion(request: CompletionRequest, model: Model) -> inference_pb2.PreprocessedRequest:
-    """The request to send for a completion; checked."""
+async def prepare_completion(request: CompletionRequest, model: Model) -> list[Part]:
+    """The requests to send for a completion, or several; checked."""
+    parts: list[Part] = []
+    prompts = _prompts(request.prompt)
+    per_prompt = max(request.best_of or 1, request.n or 1)
+    if len(prompts) * per_prompt > _MAX_CHOICES:
+        text = f"{len(prompts)} prompts with {per_prompt} choices each: at most {_MAX_CHOICES} choices in all"
+        raise InvalidRequestError(text, param="prompt")
+    if request.best_of and request.best_of < (request.n or 1):
+        raise InvalidRequestError(f"best_of is {request.best_of}, less than n = {request.n}", param="best_of")
+    if request.best_of and request.best_of > (request.n or 1) and request.stream:
+        raise InvalidRequestError("best_of is known at the end alone: it can't be streamed", param="best_of")
+    if request.echo and request.logprobs is not None:
+        text = "echo with logprobs needs the log probabilities of the prompt, which are not supported here"
+        raise UnsupportedError(text, param="echo")
+    for number, prompt in enumerate(prompts):
+        new = await _prepare_one(request, model, prompt)
+        for part in new:
+            part.index += number * per_prompt
+        parts += new
+    return parts
+
+
+async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | list[int]) -> list[Part]:
     assert model.preparation is not None
     message = _common(request, model)
-    prompt = _single(request.prompt)
+    if request.best_of and request.best_of > (request.n or 1):
+        message.sampling_options.n = request.best_of
+        message.output_options.logprobs = 0  # what the best ones are found by
     if not prompt:
         raise InvalidRequestError("the prompt is empty", param="prompt")
     if isinstance(prompt, list):
@@ -64,7 +118,107 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> infere
         message.token_ids.extend(await tokenize(model, prompt, add_special_tokens=True))
     if request.logprobs is not None:
         message.output_options.logprobs = request.logprobs
-    return _finish(message, model, request.max_tokens, _COMPLETION_TOKENS)
+    echo = ""
+    if request.echo:
+        tokenizer = model.preparation.tokenizer
+        echo = prompt if isinstance(prompt, str) else tokenizer.base.decode(prompt) if tokenizer else ""
+    return _parts(message, model, request.max_tokens, _COMPLETION_TOKENS, request, echo)
+
+
+def _parts(
+    message: inference_pb2.PreprocessedRequest,
+    model: Model,
+    limit: int | None,
+    default_limit: int | None,
+    request: Sampling,
+    echo: str = "",
+) -> list[Part]:
+    """The requests for a prompt's choices: one, where the worker makes several from one prefill; else one for each."""
+    num = max(1, message.sampling_options.n)
+    if num == 1 or "n" in model.card.capabilities:
+        return [Part(_finish(message, model, limit, default_limit), echo=echo)]
+    message.sampling_options.ClearField("n")
+    finished = _finish(message, model, limit, default_limit)
+    parts = []
+    for index in range(num):
+        one = inference_pb2.PreprocessedRequest()
+        one.CopyFrom(finished)
+        if one.sampling_options.HasField("seed"):  # equal seeds would give equal choices
+            one.sampling_options.seed = (one.sampling_options.seed + index + 2**63) % 2**64 - 2**63
+        parts.append(Part(one, index, echo, counts_prompt=index == 0))
+    return parts
+
+
+def _guide(message: inference_pb2.PreprocessedRequest, wanted: ResponseFormat | None) -> None:
+    """What the answer must look like, by OpenAI's `response_format`."""
+    if wanted is None or wanted.type == "text":
+        return
+    if message.HasField("guided_decoding"):
+        raise InvalidRequestError("give response_format or one of guided_*, not both", param="response_format")
+    if wanted.type == "json_object":
+        message.guided_decoding.json_object = True
+    elif wanted.json_schema is None:
+        raise InvalidRequestError("json_schema is missing", param="response_format.json_schema")
+    else:
+        message.guided_decoding.json_schema = json.dumps(wanted.json_schema.schema_)
+
+
+def _guide_by_extension(message: inference_pb2.PreprocessedRequest, request: Sampling) -> None:
+    given = [name for name in _GUIDED if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise InvalidRequestError(f"give one of {' and '.join(given)}", param=given[1])
+    guided = message.guided_decoding if given else None
+    if guided is None:
+        return
+    if request.guided_json is not None:
+        is_text = isinstance(request.guided_json, str)
+        guided.json_schema = request.guided_json if is_text else json.dumps(request.guided_json)  # type: ignore[assignment]
+    elif request.guided_regex is not None:
+        guided.regex = request.guided_regex
+    elif request.guided_choice is not None:
+        guided.choice.choices.extend(request.guided_choice)
+    elif request.guided_grammar is not None:
+        guided.grammar = request.guided_grammar
+
+
+async def token_ids_of(request: TokenizeRequest, model: Model) -> list[int]:
+    """The token ids of a prompt, or of a chat."""
+    _check_tokenizer(model)
+    if request.prompt is not None:
+        return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
+    return await _chat_tokens(model, request.messages or ())
+
+
+def text_of(token_ids: list[int], model: Model) -> str:
+    """The text of token ids."""
+    _check_tokenizer(model)
+    assert model.preparation is not None
+    assert model.preparation.tokenizer is not None
+    limit = model.card.vocab_size or 2**32
+    if wrong := [token_id for token_id in token_ids if not 0 <= token_id < limit]:
+        raise InvalidRequestError(f"token id {wrong[0]}: ids go from 0 to {limit - 1}", param="tokens")
+    return str(model.preparation.tokenizer.base.decode(token_ids, skip_special_tokens=False))
+
+
+async def _chat_tokens(model: Model, turns: Sequence[Message]) -> list[int]:
+    assert model.preparation is not None
+    if model.preparation.template is None:
+        raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+    text = model.preparation.template.render(_checked(turns))
+    return await tokenize(model, text, add_special_tokens=False)
+
+
+def _checked(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    messages = [turn.model_dump(exclude_none=True) for turn in turns]
+    for index, turn in enumerate(messages):
+        _check_content(turn, f"messages.{index}.content")
+    return messages
+
+
+def _check_tokenizer(model: Model) -> None:
+    takes_text = model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT
+    if takes_text or model.preparation is None or model.preparation.tokenizer is None:
+        raise UnsupportedError(f"model {model.card.name!r} brings no tokenizer", param="model")
 
 
 async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -86,23 +240,25 @@ async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list
     return await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
 
 
-def _single(prompt: str | list[int] | list[str] | list[list[int]]) -> str | list[int]:
-    """The prompt, also when it is the only one of a list."""
+def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts, one or several."""
     if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
-        return prompt  # type: ignore[return-value]
-    if len(prompt) > 1:
-        raise UnsupportedError(f"{len(prompt)} prompts in one request are not supported here: send one", param="prompt")
-    return prompt[0]  # type: ignore[return-value]
+        return [prompt]  # type: ignore[list-item]
+    return list(prompt)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def naming(param: str) -> Iterator[None]:
-    """Errors about the token ids name the field that they were made from."""
+    """Errors name the field of the client's request that is meant."""
     try:
         yield
     except MeshError as error:
         if error.param == "token_ids":
             error.param = param
+        elif error.param == "guided_decoding":
+            error.param = "response_format"
+        else:
+            error.param = error.param.removeprefix("sampling_options.").removeprefix("output_options.")
         raise
 
 
@@ -136,6 +292,7 @@ def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedReques
         message.stop_conditions.stop_token_ids.extend(request.stop_token_ids)
     if request.priority is not None:
         message.priority = request.priority
+    _guide_by_extension(message, request)
     return message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,9 @@ class Piece:
 class Relay:
     """Sends a prepared request and turns its outputs into pieces.
 
+    Args:
+        index: of its first choice in the client's answer.
+
     Attributes:
         usage: prompt and completion tokens; final when `run` has ended.
         num_migrations: how often it went on at another worker.
@@ -55,8 +59,10 @@ class Relay:
         record: Record,
         mode: RouterMode,
         instance_id: int | None,
+        index: int = 0,
     ) -> None:
         self._model, self._message, self._context, self._record = model, message, context, record
+        self._index = index
         self._mode, self._instance_id = mode, instance_id
         self._options = request
         self._stops = stop_strings(request)
@@ -65,7 +71,6 @@ class Relay:
         self._finished: set[int] = set()
         self._num_counted = self.num_migrations = 0
         self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
-        record.prompt_tokens = len(message.token_ids)
 
     async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
         """Send the request, and show the pieces of all outputs that are there, in order, as they come.
@@ -99,7 +104,7 @@ class Relay:
                     self.num_migrations = stream.num_migrations
                     self._record.num_migrations += self.num_migrations
         finally:
-            self._settle()
+            self.settle()
         if not self._is_finished:
             raise HandlerEndedError("the worker's stream ended without a finish reason")
 
@@ -126,7 +131,7 @@ class Relay:
         text = choice.feed_token(token_id)
         self._num_counted += 1
         finish = None if choice.stop is None else self._finish(0, "stop")
-        return Piece(0, text, (token_id,), None, finish)
+        return Piece(self._index, text, (token_id,), None, finish)
 
     def _finish(self, index: int, reason: str) -> str:
         self._finished.add(index)
@@ -169,7 +174,7 @@ class Relay:
             text += choice.end()
             reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
             finish = self._finish(delta.index, reason)
-        return Piece(delta.index, text, token_ids, logprobs, finish)
+        return Piece(self._index + delta.index, text, token_ids, logprobs, finish)
 
     def _count(self, usage: pb.Usage) -> None:
         """Take the worker's counts."""
@@ -178,15 +183,69 @@ class Relay:
         if self._message.token_ids:
             self.usage.prompt_tokens = prompt_tokens
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """What we could count ourselves holds."""
         if self._num_counted:
             self.usage.completion_tokens = self._num_counted
-        self._record.prompt_tokens = self.usage.prompt_tokens
-        self._record.output_tokens = self.usage.completion_tokens
 
 
-async def collect(relay: Relay) -> list[Piece]:
+class Relays:
+    """The relays of one answer, side by side: when one fails, all are given up.
+
+    Args:
+        relays: each with whether its prompt counts in the usage.
+    """
+
+    def __init__(self, relays: Sequence[tuple[Relay, bool]]) -> None:
+        self._relays = relays
+
+    @property
+    def usage(self) -> pb.Usage:
+        """Of all."""
+        if len(self._relays) == 1:
+            return self._relays[0][0].usage
+        total = pb.Usage()
+        for relay, counts_prompt in self._relays:
+            total.completion_tokens += relay.usage.completion_tokens
+            if counts_prompt:
+                total.prompt_tokens += relay.usage.prompt_tokens
+            for name in ("cached_tokens", "reasoning_tokens"):
+                if relay.usage.HasField(name):  # type: ignore[arg-type]
+                    setattr(total, name, getattr(total, name) + getattr(relay.usage, name))
+        return total
+
+    @property
+    def usage_so_far(self) -> pb.Usage:
+        """Of all, while they run."""
+        for relay, _ in self._relays:
+            relay.settle()
+        return self.usage
+
+    @property
+    def num_migrations(self) -> int:
+        """Of all."""
+        return sum(relay.num_migrations for relay, _ in self._relays)
+
+    async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
+        """As `Relay.run`, for all of them at once."""
+        if len(self._relays) == 1:
+            await self._relays[0][0].run(show, rest)
+            return
+        lock = asyncio.Lock()
+
+        async def rest_alone() -> None:
+            async with lock:
+                await rest()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for relay, _ in self._relays:
+                    tasks.create_task(relay.run(show, rest_alone))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+
+async def collect(relay: Relays) -> list[Piece]:
     """All pieces of a request, joined."""
     kept: list[Piece] = []
 

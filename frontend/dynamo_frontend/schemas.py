@@ -13,6 +13,7 @@ class StreamOptions(BaseModel):
     """What a stream tells besides its text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Every event has the usage so far.")
     merge_events: bool = Field(
         False, description="Send what is there as one event: fewer, larger events in place of one for each token."
     )
@@ -33,6 +34,21 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
+
+
+class JsonSchema(BaseModel):
+    """What `response_format` of type json_schema holds."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Sampling(BaseModel):
@@ -62,6 +78,10 @@ class Sampling(BaseModel):
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool = True
+    guided_json: str | dict[str, Any] | None = Field(None, description="A JSON schema that the answer follows.")
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, min_length=1)
+    guided_grammar: str | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
 
     #: Options of OpenAI's that are refused for now, unless they ask for what happens anyway.
@@ -86,7 +106,8 @@ class Sampling(BaseModel):
 class ChatRequest(Sampling):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -98,7 +119,6 @@ class ChatRequest(Sampling):
         "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
         "audio": (),
         "modalities": (["text"],),
         "prediction": (),
@@ -114,5 +134,23 @@ class CompletionRequest(Sampling):
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool = False
+    best_of: int | None = Field(None, ge=1, le=128)
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",), "best_of": (1,), "echo": (False,)}
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
+
+
+class TokenizeRequest(BaseModel):
+    """Body of /tokenize: a prompt, or a chat as the model's template writes it."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(BaseModel):
+    """Body of /detokenize."""
+
+    model: str
+    tokens: list[int]

@@ -43,6 +43,9 @@ class Shape(Protocol):
     def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
         """The event with the counts."""
 
+    def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
+        """Events with the usage so far in each, where `usage_event` would have it at the end."""
+
     def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         """The whole answer."""
 
@@ -61,6 +64,11 @@ class _Shape:
     def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
         content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage, num_migrations)}
         return b"data: " + orjson.dumps(content) + b"\n\n"
+
+    def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
+        # in a JSON string the quotes would be escaped
+        told = b'"usage":' + orjson.dumps(usage_dict(usage)) + b"}\n\n"
+        return events.replace(b'"usage":null}\n\n', told) if b'"usage":null}' in events else events
 
     def _whole(self, choices: list[dict[str, Any]], usage: pb.Usage, num_migrations: int) -> bytes:
         return orjson.dumps(

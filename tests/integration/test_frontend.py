@@ -183,8 +183,9 @@ async def test_bad_completions(front: Front) -> None:
     assert (await front.error({"model": "tiny", "prompt": [-1]}, 400, path))["param"] == "prompt"
     huge = await front.error({"model": "tiny", "prompt": "hello sea " * 1_000_000}, 400, path)
     assert (huge["param"], huge["code"]) == ("prompt", "context_length_exceeded")
-    two = await front.error({"model": "tiny", "prompt": ["a", "b"]}, 400, path)
-    assert "2 prompts in one request" in two["message"]
+    many = await front.error({"model": "tiny", "prompt": ["a"] * 600, "n": 2}, 400, path)
+    assert "600 prompts with 2 choices each: at most 1024" in many["message"]
+    assert (await front.error({"model": "tiny", "prompt": ["a", ""]}, 400, path))["message"] == "the prompt is empty"
     for one in (["The sea"], [[300, 301]]):
         assert (await front.post({"model": "tiny", "prompt": one, "max_tokens": 1}, path)).status_code == 200
     long = await front.error({"model": "tiny", "prompt": [5] * 9000}, 400, path)

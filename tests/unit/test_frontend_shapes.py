@@ -43,7 +43,7 @@ def error_of(schema: Any, body: Any) -> MeshError:
         ({"n": 0}, "n"),
         ({"stop": 5}, "stop"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
     ],
 )
 def test_wrong_chat_bodies_name_the_field(change: dict[str, Any], param: str) -> None:

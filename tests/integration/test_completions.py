@@ -1,0 +1,246 @@
+"""Options of completions and chats that take more than one answer of a worker, and constraints that are handed on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dynamo_grpc import Context, Worker
+from dynamo_grpc.testing import Mesh
+from dynamo_grpc.v1 import inference_pb2
+
+from ..conftest import eventually
+from .front import CHAT, FOLDER, Front, front_of, serve_beside
+
+PATH = "/v1/completions"
+ASK: dict[str, Any] = {"model": "tiny", "seed": 3, "max_tokens": 6}
+
+
+async def complete(front: Front, **options: Any) -> dict[str, Any]:
+    response = await front.post({**ASK, **options}, PATH)
+    assert response.status_code == 200, response.text
+    whole: dict[str, Any] = response.json()
+    return whole
+
+
+async def streamed(front: Front, body: dict[str, Any], path: str = PATH) -> dict[str, Any]:
+    """The stream, folded to what the whole answer says: texts and ends by index, and the usage."""
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    response = await front.post(asked, path)
+    assert response.text.endswith("data: [DONE]\n\n"), response.text
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    texts: dict[int, str] = {}
+    ends: dict[int, str] = {}
+    for event in events:
+        for choice in event["choices"]:
+            index = choice["index"]
+            text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+            texts[index] = texts.get(index, "") + text
+            if choice["finish_reason"]:
+                assert index not in ends
+                ends[index] = choice["finish_reason"]
+    return {"texts": texts, "ends": ends, "usage": events[-1]["usage"]}
+
+
+def folded(whole: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "texts": {c["index"]: c["text"] if "text" in c else c["message"]["content"] for c in whole["choices"]},
+        "ends": {c["index"]: c["finish_reason"] for c in whole["choices"]},
+        "usage": whole["usage"],
+    }
+
+
+async def test_several_prompts_answer_as_each_alone(front: Front) -> None:
+    prompts = ["The sea", "A friend", "In the morning"]
+    alone = [await complete(front, prompt=prompt) for prompt in prompts]
+    together = await complete(front, prompt=prompts)
+    assert [c["index"] for c in together["choices"]] == [0, 1, 2]
+    assert [c["text"] for c in together["choices"]] == [one["choices"][0]["text"] for one in alone]
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert together["usage"][name] == sum(one["usage"][name] for one in alone)
+    ids = [(await front.post({"model": "tiny", "prompt": p}, "/tokenize")).json()["tokens"] for p in prompts]
+    assert folded(await complete(front, prompt=ids)) == folded(together)
+
+
+@pytest.mark.parametrize("prompt", ["The sea", ["The sea", "A friend"]], ids=["one", "two"])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("stop", [None, [" the", "a"]], ids=["", "stop"])
+@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
+async def test_the_folded_stream_is_the_whole_answer(front: Front, prompt: Any, n: int, stop: Any, echo: bool) -> None:
+    body = {**ASK, "prompt": prompt, "n": n, "stop": stop, "echo": echo}
+    whole = folded(await complete(front, **body))
+    assert await streamed(front, body) == whole
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    assert len(whole["texts"]) == n * len(prompts)
+    if echo:
+        assert all(text.startswith(prompts[index // n]) for index, text in whole["texts"].items())
+
+
+async def test_the_best_of_several(front: Front) -> None:
+    eight = await complete(front, prompt="The sea", n=8, logprobs=0)
+
+    def score(choice: dict[str, Any]) -> float:
+        logprobs: list[float] = choice["logprobs"]["token_logprobs"]
+        return sum(logprobs) / len(logprobs)
+
+    ranked = sorted(eight["choices"], key=score, reverse=True)
+    best = await complete(front, prompt="The sea", n=2, best_of=8)
+    assert [c["text"] for c in best["choices"]] == [c["text"] for c in ranked[:2]]
+    assert [(c["index"], c["logprobs"]) for c in best["choices"]] == [(0, None), (1, None)]
+    assert best["usage"] == eight["usage"]  # all that was generated
+    shown = await complete(front, prompt=["The sea", "The sea"], best_of=8, logprobs=1)
+    assert [c["text"] for c in shown["choices"]] == [ranked[0]["text"]] * 2
+    assert shown["choices"][0]["logprobs"]["token_logprobs"] == ranked[0]["logprobs"]["token_logprobs"]
+    told = await front.error({**ASK, "prompt": "x", "best_of": 2, "stream": True}, 400, PATH)
+    assert told["param"] == "best_of"
+    assert (await front.error({**ASK, "prompt": "x", "best_of": 2, "n": 3}, 400, PATH))["param"] == "best_of"
+    assert (await front.error({**ASK, "prompt": "x", "echo": True, "logprobs": 1}, 400, PATH))["param"] == "echo"
+
+
+class Plain(Worker):
+    """Declares guided decoding, and not that it could make several choices; counts from its seed."""
+
+    model_path = FOLDER
+    model_name = "plain"
+    capabilities = ("guided_decoding",)
+
+    def __init__(self) -> None:
+        self.requests: list[inference_pb2.PreprocessedRequest] = []
+
+    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
+        self.requests.append(request)
+        for count in range(3):
+            yield 300 + request.sampling_options.seed * 3 + count
+
+
+async def test_choices_of_a_worker_that_makes_one_at_a_time(mesh: Mesh, front: Front) -> None:
+    worker = Plain()
+    await serve_beside(mesh, front, worker)
+    body = {**CHAT, "model": "plain", "n": 3, "seed": 5}
+    whole = (await front.post(body)).json()
+    assert [(r.sampling_options.n, r.sampling_options.seed) for r in worker.requests] == [(0, 5), (0, 6), (0, 7)]
+    assert len({c["message"]["content"] for c in whole["choices"]}) == 3
+    one = (await front.post({**body, "n": 1})).json()
+    assert one["choices"][0]["message"]["content"] == whole["choices"][0]["message"]["content"]
+    assert whole["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"]
+    assert whole["usage"]["completion_tokens"] == 3 * one["usage"]["completion_tokens"]
+    assert await streamed(front, body, "/v1/chat/completions") == folded(whole)
+
+
+async def test_when_one_choice_fails_the_answer_does(mesh: Mesh) -> None:
+    ended = []
+
+    class Failing(Plain):
+        model_name = "failing"
+
+        async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
+            try:
+                yield 300
+                if request.sampling_options.seed == 6:
+                    raise ValueError("an unlucky seed")
+                while True:
+                    yield 301
+            finally:
+                ended.append(request.sampling_options.seed)
+
+    async with front_of(mesh) as front:
+        runtime = await mesh.serve_worker(Failing())
+        await eventually(front.frontend.catalog.ready)
+        body = {**CHAT, "model": "failing", "n": 3, "seed": 5}
+        assert (await front.error(body, 400))["message"] == "an unlucky seed"
+        await eventually(lambda: sorted(ended) == [5, 6, 7])  # nobody goes on for nobody
+        response = await front.post({**body, "stream": True})
+        assert "an unlucky seed" in response.text
+        assert "[DONE]" not in response.text
+        await eventually(lambda: not runtime.server.requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_object", True),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+            "json_schema",
+            '{"type": "object"}',
+        ),
+        ({"guided_json": {"type": "array"}}, "json_schema", '{"type": "array"}'),
+        ({"guided_json": '{"type":"array"}'}, "json_schema", '{"type":"array"}'),
+        ({"guided_regex": "[a-z]+"}, "regex", "[a-z]+"),
+        ({"guided_grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
+        ({"guided_choice": ["yes", "no"]}, "choice", inference_pb2.GuidedChoice(choices=["yes", "no"])),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_constraints_are_handed_to_workers_that_declare_them(
+    mesh: Mesh, options: dict[str, Any], field: str, value: Any
+) -> None:
+    import dynamo_workers.tiny as tiny
+
+    worker = Plain()
+    async with front_of(mesh) as front:
+        await mesh.serve_worker(tiny.Tiny())
+        await eventually(front.frontend.catalog.ready)
+        await serve_beside(mesh, front, worker)
+        assert (await front.post({**CHAT, "model": "plain", **options})).status_code == 200
+        guided = worker.requests[-1].guided_decoding
+        assert guided.WhichOneof("constraint") == field
+        assert getattr(guided, field) == value
+        told = await front.error({**CHAT, **options}, 400)
+        assert told["param"] == "response_format"
+        assert "does not declare the capability 'guided_decoding'" in told["message"]
+
+
+async def test_constraints_that_can_not_be(front: Front) -> None:
+    for change, param in (
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"guided_regex": "a", "guided_grammar": "b"}, "guided_grammar"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
+    ):
+        assert (await front.error({**CHAT, **change}, 400))["param"] == param
+    fine = await front.post({**CHAT, "max_tokens": 1, "response_format": {"type": "text"}})
+    assert fine.status_code == 200
+
+
+async def test_tokens_there_and_back(front: Front) -> None:
+    text = "Größe: the sea 🌊 is wide"
+    told = (await front.post({"model": "tiny", "prompt": text}, "/tokenize")).json()
+    assert told["count"] == len(told["tokens"])
+    assert told["max_model_len"] == 8192
+    back = (await front.post({"model": "tiny", "tokens": told["tokens"]}, "/detokenize")).json()
+    assert back == {"prompt": text}
+    chat = (await front.post({"model": "tiny", "messages": CHAT["messages"]}, "/tokenize")).json()
+    asked = (await front.post({**CHAT, "max_tokens": 1})).json()
+    assert chat["count"] == asked["usage"]["prompt_tokens"]
+    for body, path, param in (
+        ({"model": "tiny"}, "/tokenize", "prompt"),
+        ({"model": "tiny", "tokens": [999_999]}, "/detokenize", "tokens"),
+        ({"model": "tiny", "tokens": "x"}, "/detokenize", "tokens"),
+    ):
+        assert (await front.error(body, 400, path))["param"] == param
+    assert (await front.error({"model": "nobody", "prompt": "x"}, 404, "/tokenize"))["param"] == "model"
+
+
+async def test_unknown_fields_can_be_refused(mesh: Mesh) -> None:
+    import dynamo_workers.tiny as tiny
+
+    async with front_of(mesh, is_strict=True) as front:
+        await mesh.serve_worker(tiny.Tiny())
+        await eventually(front.frontend.catalog.ready)
+        assert (await front.post({**CHAT, "max_tokens": 1})).status_code == 200
+        told = await front.error({**CHAT, "max_token": 1}, 400)
+        assert (told["param"], told["message"]) == ("max_token", "unknown fields: max_token (--strict)")
+
+
+async def test_the_usage_so_far_in_every_event(front: Front) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = await front.post({**CHAT, "max_tokens": 5, "stream": True, "stream_options": options})
+    events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    counts = [event["usage"]["completion_tokens"] for event in events if event["usage"]]
+    assert counts == sorted(counts)
+    assert counts[-1] == 5
+    assert len(counts) >= 5
