@@ -134,6 +134,7 @@ class Answer(Response):
         work: writes the answer; what it raises becomes an error with its true status, or an error event once the
             stream has begun.
         context: killed when the client goes.
+        dialect: how errors look.
     """
 
     def __init__(
@@ -144,8 +145,10 @@ class Answer(Response):
         headers: Headers,
         *,
         is_stream: bool,
+        dialect: envelope.Dialect = envelope.OPENAI,
     ) -> None:
         self._work, self._context, self._record, self._is_stream = work, context, record, is_stream
+        self._dialect = dialect
         self._headers = headers
         self._given_up: MeshError | None = None
         self.background = None  # what FastAPI reads of a Response; nothing else of it is used
@@ -222,9 +225,11 @@ class Answer(Response):
 
     async def _tell(self, writer: Writer, error: MeshError) -> None:
         """An error with its status, or as the last event of a stream that has begun."""
-        content = envelope.body(error, self._context.id())
+        dialect, request_id = self._dialect, self._context.id()
+        content = dialect.body(error, request_id)
         if writer.is_started:
-            await writer.end(b"data: " + content + b"\n\n")
+            content = dialect.event_body(error, request_id) if dialect.event_body else content
+            await writer.end(dialect.event + b"data: " + content + b"\n\n")
         else:
             await writer.json(error.http_status, content, envelope.headers(error))
 

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from dynamo_frontend import envelope
+from dynamo_frontend import anthropic, envelope
 from dynamo_frontend.answer import Answer, Writer
+from dynamo_frontend.anthropic import CountRequest, MessagesRequest, MessagesShape
 from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.catalog import Catalog, Model
@@ -26,7 +27,9 @@ from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_compl
 from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.record import Metrics, Record
 from dynamo_frontend.relay import Piece, Relay, Relays, collect, join
+from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
 from dynamo_frontend.schemas import (
+    Asked,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -34,7 +37,7 @@ from dynamo_frontend.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
-from dynamo_frontend.shapes import DONE, ChatShape, CompletionShape, Shape
+from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
 from dynamo_grpc import (
     Context,
     DistributedRuntime,
@@ -57,7 +60,7 @@ from dynamo_grpc.v1 import model_card_pb2
 
 logger = logging.getLogger(__name__)
 
-_R = TypeVar("_R", bound=Sampling)
+_R = TypeVar("_R", bound=Asked)
 #: How often a whole answer is begun.
 _WHOLE_ATTEMPTS = 3
 
@@ -95,9 +98,11 @@ class _Kind(Generic[_R]):
     prompt_field: str
     model_type: model_card_pb2.ModelType.ValueType
     schema: type[_R]
-    prepare: Callable[[_R, Model], Awaitable[list[Part]]]
+    prepare: Callable[[Any, Model], Awaitable[list[Part]]]
     shape: Callable[..., Shape]
-    select: Callable[[_R, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
+    to_sampling: Callable[[_R], Sampling]
+    select: Callable[[Any, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
+    dialect: envelope.Dialect = envelope.OPENAI
 
 
 _CHAT = _Kind(
@@ -108,6 +113,7 @@ _CHAT = _Kind(
     ChatRequest,
     prepare_chat,
     ChatShape,
+    lambda asked: asked,
 )
 _COMPLETION = _Kind(
     "completions",
@@ -117,7 +123,30 @@ _COMPLETION = _Kind(
     CompletionRequest,
     prepare_completion,
     CompletionShape,
+    lambda asked: asked,
     select_completion,
+)
+_RESPONSES = _Kind(
+    "responses",
+    "responses",
+    "input",
+    model_card_pb2.MODEL_TYPE_CHAT,
+    ResponsesRequest,
+    prepare_chat,
+    ResponsesShape,
+    ResponsesRequest.to_chat,
+    dialect=envelope.RESPONSES,
+)
+_MESSAGES = _Kind(
+    "messages",
+    "messages",
+    "messages",
+    model_card_pb2.MODEL_TYPE_CHAT,
+    MessagesRequest,
+    prepare_chat,
+    MessagesShape,
+    MessagesRequest.to_chat,
+    dialect=envelope.Dialect(anthropic.error_body, b"event: error\n", "request-id"),
 )
 
 
@@ -138,7 +167,12 @@ class Frontend:
         self.catalog: Catalog
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._add_routes(self.app)
-        self._direct = {"/v1/chat/completions": self._chat, "/v1/completions": self._completion}
+        self._direct = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completion,
+            "/v1/responses": self._responses,
+            "/v1/messages": self._messages,
+        }
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -180,6 +214,9 @@ class Frontend:
 
         post("/v1/chat/completions", ChatRequest, self._chat, "Answer a chat")
         post("/v1/completions", CompletionRequest, self._completion, "Continue a text")
+        post("/v1/responses", ResponsesRequest, self._responses, "Answer as the Responses API does")
+        post("/v1/messages", MessagesRequest, self._messages, "Answer as Anthropic's Messages API does")
+        post("/v1/messages/count_tokens", CountRequest, self._count_tokens, "Count the tokens of such a request")
         post("/tokenize", TokenizeRequest, self._tokenize, "Token ids of a prompt or a chat")
         post("/detokenize", DetokenizeRequest, self._detokenize, "Text of token ids")
         app.get("/v1/models", summary="List the models")(self._list_models)
@@ -203,6 +240,22 @@ class Frontend:
     async def _completion(self, request: Request) -> Response:
         return await self._answer(request, _COMPLETION)
 
+    async def _responses(self, request: Request) -> Response:
+        return await self._answer(request, _RESPONSES)
+
+    async def _messages(self, request: Request) -> Response:
+        return await self._answer(request, _MESSAGES)
+
+    async def _count_tokens(self, request: Request) -> Response:
+        request_id = request_id_of(request)
+        try:
+            asked = CountRequest.model_validate(await self._json(request)).to_chat()
+            model = await self.catalog.find(asked.model)
+            tokens = await token_ids_of(TokenizeRequest(model=asked.model, messages=asked.messages), model)
+        except Exception as error:
+            return _error_response(self._told(error, request_id), request_id, _MESSAGES.dialect)
+        return Response(orjson.dumps({"input_tokens": len(tokens)}), media_type="application/json")
+
     async def _answer(self, request: Request, kind: _Kind[_R]) -> Response:
         request_id = request_id_of(request)
         record = Record(self.metrics, request_id, kind.label)
@@ -210,6 +263,7 @@ class Frontend:
             body = kind.schema.model_validate(await self._json(request))
             if self._settings.is_strict and (strange := body.unknown()):
                 raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
+            sampling = kind.to_sampling(body)
             record.is_stream = body.stream
             record.model = body.model[:100]
             context = Context(request_id, timeout_s=timeout_of(request))
@@ -219,8 +273,10 @@ class Frontend:
             told = self._told(error, request_id)
             record.fail(told)
             record.end()
-            return _error_response(told, request_id)
+            return _error_response(told, request_id, kind.dialect)
         headers = [(b"x-request-id", request_id.encode())]
+        if kind.dialect.id_header:
+            headers.append((kind.dialect.id_header.encode(), request_id.encode()))
         if unknown := body.unknown():
             listed = printable(", ".join(unknown))
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
@@ -234,7 +290,7 @@ class Frontend:
                 if instance_id is None:
                     model.router.check_room()  # before it costs anything
                 with naming(kind.prompt_field):
-                    parts = await kind.prepare(body, model)
+                    parts = await kind.prepare(sampling, model)
                 for part in parts:
                     part.message.request_id = request_id
                 mode, relays = self._settings.router_mode, Relays([])
@@ -243,7 +299,7 @@ class Frontend:
                     nonlocal relays
                     relays = Relays([
                         (
-                            Relay(model, body, part.message, context, record, mode, instance_id, part.index),
+                            Relay(model, sampling, part.message, context, record, mode, instance_id, part.index),
                             part.counts_prompt,
                         )
                         for part in parts
@@ -251,17 +307,16 @@ class Frontend:
                     return relays
 
                 assert model.preparation is not None
-                options = (body.stream and body.stream_options) or StreamOptions()
-                has_usage = options.include_usage
+                options = (body.stream and sampling.stream_options) or StreamOptions()
                 tokenizer = model.preparation.tokenizer
-                shape = kind.shape(request_id, body.model, tokenizer and tokenizer.base, has_usage=has_usage)
+                shape = kind.shape(request_id, body, tokenizer and tokenizer.base)
                 try:
                     if body.stream:
-                        begin = shape.begin(sum(part.num_choices for part in parts))
+                        begin = shape.begin(sum(part.num_choices for part in parts), make_relays().usage)
                         begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
-                        await _stream(writer, make_relays(), shape, begin, options)
+                        await _stream(writer, relays, shape, begin, options)
                     else:
-                        pieces = kind.select(body, await _collect(make_relays), parts)
+                        pieces = kind.select(sampling, await _collect(make_relays), parts)
                         usage, num = relays.usage, relays.num_migrations
                         moved = [(b"x-migrations", b"%d" % num)] if num else []
                         await writer.json(200, shape.body(pieces, usage, num), moved)
@@ -269,7 +324,14 @@ class Frontend:
                     usage = relays.usage
                     record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
-        return Answer(lambda writer: self._admit(work, writer), context, record, headers, is_stream=body.stream)
+        return Answer(
+            lambda writer: self._admit(work, writer),
+            context,
+            record,
+            headers,
+            is_stream=body.stream,
+            dialect=kind.dialect,
+        )
 
     async def _admit(self, work: Callable[[Writer], Awaitable[None]], writer: Writer) -> None:
         """Do a request's work if there is room for it."""
@@ -423,8 +485,7 @@ async def _stream(writer: Writer, relay: Relays, shape: Shape, begin: bytes, opt
         return not events or writer.add(events)
 
     await relay.run(show, writer.flush)
-    usage = shape.usage_event(relay.usage, relay.num_migrations) if options.include_usage else b""
-    await writer.end(begin + usage + DONE)
+    await writer.end(begin + shape.end(relay.usage, relay.num_migrations))
 
 
 async def _collect(make_relays: Callable[[], Relays]) -> list[Piece]:
@@ -439,9 +500,10 @@ async def _collect(make_relays: Callable[[], Relays]) -> list[Piece]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _error_response(error: MeshError, request_id: str) -> Response:
-    response = Response(envelope.body(error, request_id), error.http_status, media_type="application/json")
-    response.headers["x-request-id"] = request_id
+def _error_response(error: MeshError, request_id: str, dialect: envelope.Dialect = envelope.OPENAI) -> Response:
+    response = Response(dialect.body(error, request_id), error.http_status, media_type="application/json")
+    for name in filter(None, ("x-request-id", dialect.id_header)):
+        response.headers[name] = request_id
     for key, value in envelope.headers(error):
         response.headers[key.decode()] = value.decode()
     return response

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -62,6 +64,35 @@ def body(error: MeshError, request_id: str) -> bytes:
         "request_id": request_id,
     }
     return orjson.dumps({"error": content})
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a client expects its errors.
+
+    Attributes:
+        body: the error as JSON.
+        event: what stands before it in a stream.
+        event_body: the error in a stream, if that is another one.
+        id_header: the header that has the request's id, beside x-request-id.
+    """
+
+    body: Callable[[MeshError, str], bytes]
+    event: bytes = b""
+    id_header: str = ""
+    event_body: Callable[[MeshError, str], bytes] | None = None
+
+
+def responses_event(error: MeshError, request_id: str) -> bytes:
+    """The error as an event of the Responses API, with the envelope that OpenAI's clients look for in any stream."""
+    whole = orjson.loads(body(error, request_id))
+    told = whole["error"]
+    event = {"type": "error", "code": told["code"] or told["type"], "message": told["message"], "param": told["param"]}
+    return orjson.dumps({**event, "sequence_number": 0, **whole})
+
+
+OPENAI = Dialect(body)
+RESPONSES = Dialect(body, b"event: error\n", event_body=responses_event)
 
 
 def headers(error: MeshError) -> list[tuple[bytes, bytes]]:

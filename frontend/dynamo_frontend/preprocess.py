@@ -16,6 +16,7 @@ from dynamo_frontend.schemas import (
     ResponseFormat,
     Sampling,
     TokenizeRequest,
+    check_refused,
 )
 from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
@@ -263,7 +264,7 @@ def naming(param: str) -> Iterator[None]:
 
 
 def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedRequest:
-    request.check_refused()
+    check_refused(request, request.refused)
     takes_tokens = model.card.model_input != model_card_pb2.MODEL_INPUT_TEXT
     if takes_tokens and (model.preparation is None or model.preparation.tokenizer is None):
         raise UnsupportedError(

@@ -30,6 +30,7 @@ class Piece:
     Attributes:
         token_ids: the tokens of the piece; may be more or fewer than `text` shows (half characters, stop strings).
         finish: OpenAI's finish reason, in a choice's last piece.
+        stop: the stop string that ended the choice, if one did.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Piece:
     token_ids: Sequence[int]
     logprobs: pb.Logprobs | None
     finish: str | None
+    stop: str | None = None
 
 
 class Relay:
@@ -131,7 +133,7 @@ class Relay:
         text = choice.feed_token(token_id)
         self._num_counted += 1
         finish = None if choice.stop is None else self._finish(0, "stop")
-        return Piece(self._index, text, (token_id,), None, finish)
+        return Piece(self._index, text, (token_id,), None, finish, choice.stop)
 
     def _finish(self, index: int, reason: str) -> str:
         self._finished.add(index)
@@ -174,7 +176,7 @@ class Relay:
             text += choice.end()
             reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
             finish = self._finish(delta.index, reason)
-        return Piece(self._index + delta.index, text, token_ids, logprobs, finish)
+        return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop)
 
     def _count(self, usage: pb.Usage) -> None:
         """Take the worker's counts."""
@@ -275,4 +277,5 @@ def _join(pieces: Sequence[Piece]) -> Piece:
             if piece.logprobs is not None:
                 logprobs.MergeFrom(piece.logprobs)
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-    return Piece(pieces[0].index, "".join(p.text for p in pieces), token_ids, logprobs, pieces[-1].finish)
+    last = pieces[-1]
+    return Piece(last.index, "".join(p.text for p in pieces), token_ids, logprobs, last.finish, last.stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,13 +52,37 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchema | None = None
 
 
-class Sampling(BaseModel):
-    """What chat and completions have in common; the second half are extensions that most engines know."""
+class Asked(BaseModel):
+    """What the bodies of all endpoints that generate have in common."""
 
     model_config = ConfigDict(extra="allow")
 
     model: str = Field(max_length=256)
     stream: bool = False
+
+    #: Options that are refused for now, unless they ask for what happens anyway.
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    def unknown(self) -> list[str]:
+        """Fields that nobody knows, for the warning."""
+        return sorted(set(self.model_extra or {}) - set(self.refused))
+
+
+def check_refused(asked: BaseModel, refused: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        UnsupportedError: names the option.
+    """
+    for name, harmless in refused.items():
+        value = (asked.model_extra or {}).get(name)
+        if value is not None and value not in harmless:
+            raise UnsupportedError(f"{name} is not supported here", param=name)
+
+
+class Sampling(Asked):
+    """What chat and completions have in common; the second half are extensions that most engines know."""
+
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**32)
     temperature: float | None = None
@@ -83,24 +108,6 @@ class Sampling(BaseModel):
     guided_choice: list[str] | None = Field(None, min_length=1)
     guided_grammar: str | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
-
-    #: Options of OpenAI's that are refused for now, unless they ask for what happens anyway.
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
-    def check_refused(self) -> None:
-        """Refuse options that would have no effect.
-
-        Raises:
-            UnsupportedError: names the option.
-        """
-        for name, harmless in self.refused.items():
-            value = (self.model_extra or {}).get(name)
-            if value is not None and value not in harmless:
-                raise UnsupportedError(f"{name} is not supported here", param=name)
-
-    def unknown(self) -> list[str]:
-        """Fields that nobody knows, for the warning."""
-        return sorted(set(self.model_extra or {}) - set(self.refused))
 
 
 class ChatRequest(Sampling):

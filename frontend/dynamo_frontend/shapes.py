@@ -10,6 +10,7 @@ import orjson
 from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
+from dynamo_frontend.schemas import Asked, Sampling
 from dynamo_grpc.v1 import inference_pb2 as pb
 
 DONE = b"data: [DONE]\n\n"
@@ -34,17 +35,17 @@ def usage_dict(usage: pb.Usage, num_migrations: int = 0) -> dict[str, Any]:
 class Shape(Protocol):
     """How answers of one endpoint look."""
 
-    def begin(self, num_choices: int) -> bytes:
+    def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         """The events before the first piece."""
 
     def event(self, piece: Piece) -> bytes:
         """The events of one piece."""
 
-    def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
-        """The event with the counts."""
+    def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
+        """The events after the last piece."""
 
     def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
-        """Events with the usage so far in each, where `usage_event` would have it at the end."""
+        """Events with the usage so far in each, where it would be told at the end."""
 
     def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         """The whole answer."""
@@ -53,17 +54,21 @@ class Shape(Protocol):
 class _Shape:
     prefix, chunk, whole = "", "", ""
 
-    def __init__(self, request_id: str, model: str, tokenizer: Tokenizer | None, *, has_usage: bool) -> None:
+    def __init__(self, request_id: str, asked: Asked, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
-        self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": model}
+        options = asked.stream_options if isinstance(asked, Sampling) and asked.stream else None
+        has_usage = self._has_usage = options is not None and options.include_usage
+        self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": asked.model}
         head = orjson.dumps({**self._base, "object": self.chunk})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":'
         self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
-    def usage_event(self, usage: pb.Usage, num_migrations: int = 0) -> bytes:
+    def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
+        if not self._has_usage:
+            return DONE
         content = {**self._base, "object": self.chunk, "choices": [], "usage": usage_dict(usage, num_migrations)}
-        return b"data: " + orjson.dumps(content) + b"\n\n"
+        return b"data: " + orjson.dumps(content) + b"\n\n" + DONE
 
     def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
         # in a JSON string the quotes would be escaped
@@ -84,7 +89,7 @@ class ChatShape(_Shape):
 
     prefix, chunk, whole = "chatcmpl", "chat.completion.chunk", "chat.completion"
 
-    def begin(self, num_choices: int) -> bytes:
+    def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         delta = b',"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
         return b"".join(self._head + str(index).encode() + delta + self._tail for index in range(num_choices))
 
@@ -139,7 +144,7 @@ class CompletionShape(_Shape):
 
     prefix, chunk, whole = "cmpl", "text_completion", "text_completion"
 
-    def begin(self, num_choices: int) -> bytes:
+    def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         return b""
 
     def event(self, piece: Piece) -> bytes:
