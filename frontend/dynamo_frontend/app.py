@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -23,6 +24,7 @@ from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.choices import echoes, select_completion
+from dynamo_frontend.openapi import describe
 from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.record import Metrics, Record
@@ -30,6 +32,7 @@ from dynamo_frontend.relay import Piece, Relay, Relays, collect, join
 from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
 from dynamo_frontend.schemas import (
     Asked,
+    BusyRequest,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -166,13 +169,13 @@ class Frontend:
         self._num_running, self._drain = 0, Drain()
         self.catalog: Catalog
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
-        self._add_routes(self.app)
         self._direct = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
             "/v1/responses": self._responses,
             "/v1/messages": self._messages,
         }
+        self._add_routes(self.app)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -205,12 +208,11 @@ class Frontend:
         await response(scope, receive, send)
 
     def _add_routes(self, app: FastAPI) -> None:
+        bodies: dict[str, type[BaseModel]] = {}
+
         def post(path: str, schema: type[BaseModel], handler: Callable[[Request], Awaitable[Any]], text: str) -> None:
-            content = {
-                "application/json": {"schema": schema.model_json_schema(ref_template="#/components/schemas/{model}")}
-            }
-            body = {"requestBody": {"required": True, "content": content}}
-            app.post(path, openapi_extra=body, summary=text, response_model=None)(handler)
+            bodies[path] = schema
+            app.post(path, summary=text, response_model=None)(handler)
 
         post("/v1/chat/completions", ChatRequest, self._chat, "Answer a chat")
         post("/v1/completions", CompletionRequest, self._completion, "Continue a text")
@@ -226,7 +228,9 @@ class Frontend:
         app.get("/metrics", summary="Metrics in Prometheus' format", response_model=None)(self._metrics)
         if self._settings.has_admin_api:
             app.get("/busy_threshold", summary="When workers are busy, by model")(self._get_thresholds)
-            app.post("/busy_threshold", summary="Set when a model's workers are busy")(self._set_thresholds)
+            post("/busy_threshold", BusyRequest, self._set_thresholds, "Set when a model's workers are busy")
+        document = functools.cache(lambda: describe(app, bodies, self._direct))
+        app.openapi = document  # type: ignore[method-assign]
         app.exception_handler(MeshError)(self._on_error)
         app.exception_handler(ValidationError)(self._on_error)
         app.exception_handler(Exception)(self._on_error)
@@ -403,11 +407,10 @@ class Frontend:
         if METRICS_DIR in os.environ:
             text = "of several processes only one would hear of it: set the thresholds by the frontend's flags"
             raise UnsupportedError(text)
-        body = await self._json(request)
-        if not isinstance(body, dict) or not isinstance(body.get("model"), str):
-            raise InvalidRequestError('give {"model": NAME, and the thresholds to set}', param="model")
-        model = await self.catalog.find(body.pop("model"))
-        self.catalog.set_thresholds(model, model.busy.thresholds.changed(body))
+        body = BusyRequest.model_validate(await self._json(request))
+        model = await self.catalog.find(body.model)
+        values = body.model_dump(exclude_unset=True, exclude={"model"})
+        self.catalog.set_thresholds(model, replace(model.busy.thresholds, **values))
         return _thresholds_dict(model)
 
     async def _health(self) -> Response:

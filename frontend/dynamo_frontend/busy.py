@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import grpc
 from google.protobuf import duration_pb2
 
-from dynamo_grpc import InvalidRequestError
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.v1 import control_pb2
 
@@ -33,23 +31,6 @@ class Thresholds:
     active_decode_blocks_threshold: float | None = None
     active_prefill_tokens_threshold: int | None = None
     active_requests_threshold: int | None = None
-
-    def changed(self, values: dict[str, Any]) -> Thresholds:
-        """With some of them set anew.
-
-        Raises:
-            InvalidRequestError: there is no such threshold, or it can't have the value.
-        """
-        for name, value in values.items():
-            if name not in self.__slots__:
-                raise InvalidRequestError(f"no threshold {name!r}: there are {', '.join(self.__slots__)}", param=name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-            if name == "active_decode_blocks_threshold":
-                if value is not None and not (is_number and value <= 1):
-                    raise InvalidRequestError(f"{name} is {value!r}: give a share from 0 to 1, or null", param=name)
-            elif value is not None and not (is_number and isinstance(value, int)):
-                raise InvalidRequestError(f"{name} is {value!r}: give a whole number, 0 or more, or null", param=name)
-        return replace(self, **values)
 
     @property
     def is_set(self) -> bool:

@@ -156,6 +156,17 @@ class TokenizeRequest(BaseModel):
     add_special_tokens: bool = True
 
 
+class BusyRequest(BaseModel):
+    """Body of POST /busy_threshold: what isn't given stays, null takes a threshold away."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    active_decode_blocks_threshold: float | None = Field(None, ge=0, le=1)
+    active_prefill_tokens_threshold: int | None = Field(None, ge=0)
+    active_requests_threshold: int | None = Field(None, ge=0)
+
+
 class DetokenizeRequest(BaseModel):
     """Body of /detokenize."""
 

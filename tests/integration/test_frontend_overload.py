@@ -158,10 +158,16 @@ async def test_busy_thresholds(mesh: Mesh) -> None:
         assert (await post({"model": "narrow", "active_decode_blocks_threshold": None})).json() == nothing
         assert model.instances._busy == {}
         for body, text in (
-            ({"model": "narrow", "active_decode_blocks_threshold": 80}, "give a share from 0 to 1, or null"),
-            ({"model": "narrow", "active_prefill_tokens_threshold": 0.5}, "give a whole number, 0 or more, or null"),
-            ({"model": "narrow", "threshold": 1}, "no threshold 'threshold': there are active_decode_blocks_threshold"),
-            ({}, 'give {"model": NAME, and the thresholds to set}'),
+            (
+                {"model": "narrow", "active_decode_blocks_threshold": 80},
+                "active_decode_blocks_threshold: Input should be",
+            ),
+            (
+                {"model": "narrow", "active_prefill_tokens_threshold": 0.5},
+                "active_prefill_tokens_threshold: Input should",
+            ),
+            ({"model": "narrow", "threshold": 1}, "threshold: Extra inputs are not permitted"),
+            ({}, "model: Field required"),
         ):
             response = await post(body)
             assert response.status_code == 400

@@ -1,10 +1,12 @@
 """Request schemas and error envelopes."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from dynamo_frontend import envelope
+from dynamo_frontend.app import Frontend, FrontendSettings
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, check_refused
 from pydantic import ValidationError
 
@@ -88,3 +90,15 @@ def test_our_own_mistakes_are_not_the_clients() -> None:
     told, is_unexpected = envelope.to_mesh_error(ValueError("secret"))
     assert (told.http_status, is_unexpected) == (500, True)
     assert "secret" not in envelope.body(told, "r1").decode()
+
+
+def test_the_openapi_document_is_whole() -> None:
+    document = Frontend(FrontendSettings()).app.openapi()
+    text = json.dumps(document)
+    known = set(document["components"]["schemas"])
+    assert set(re.findall(r'"#/components/schemas/([^"]+)"', text)) <= known
+    assert "#/$defs/" not in text
+    assert "422" not in document["paths"]["/v1/models/{name}"]["get"]["responses"]
+    chat = document["paths"]["/v1/chat/completions"]["post"]
+    assert chat["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")
+    assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
