@@ -7,11 +7,16 @@ here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 
 if command -v npm >/dev/null; then
-  echo "installing buf …"
-  npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 || echo "buf could not be installed" >&2
+  echo "installing buf and OpenAI's client …"
+  npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 openai@6 \
+    || echo "buf and openai could not be installed" >&2
 else
-  echo "npm is missing: no buf" >&2
+  echo "npm is missing: no buf, no client in Node" >&2
 fi
+
+echo "installing clients in Python …"  # apart from .venv: they bring a hundred packages
+python3 -m venv "$dir/clients" && "$dir/clients/bin/python" -m pip install --quiet --disable-pip-version-check \
+  "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" || echo "some clients could not be installed" >&2
 
 if command -v go >/dev/null; then
   echo "installing grpcurl …"

@@ -91,7 +91,7 @@ def _responses(path: str, error: str, *, is_stream: bool) -> dict[str, Any]:
         return {"200": {"description": "Metrics.", "content": {"text/plain": {"schema": _TEXT}}}}
     content: dict[str, Any] = {"application/json": {"schema": _ANSWERS[path]}}
     if is_stream:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _object({"data": _TEXT}, event=_TEXT)}  # each event
     responses = {"200": {"description": "The answer.", "content": content}}
     if path in ("/health", "/live"):
         return {**responses, "503": {**responses["200"], "description": "Nothing can be served now."}}
