@@ -7,7 +7,7 @@ import bisect
 import collections
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from dynamo_grpc.context import Context
@@ -22,25 +22,47 @@ _UNKNOWN_S, _LONGEST_S = 1.0, 60.0
 
 
 class Drain:
-    """How fast requests end, for telling others when to come back."""
+    """How fast requests end when all turns are taken, for telling others when to come back.
+
+    What the last ones took on average is the time that all of them ran, added up, by their number: it doesn't depend on
+    how often requests come.
+
+    Attributes:
+        num_running: requests that have begun and not ended.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ends: collections.deque[float] = collections.deque(maxlen=_NUM_ENDS)
+        self.num_running = 0
+        self._run_s, self._at = 0.0, clock()
+        self._ends: collections.deque[float] = collections.deque(maxlen=_NUM_ENDS)  # `_run_s` at each
+
+    def _advance(self) -> None:
+        now = self._clock()
+        self._run_s += self.num_running * (now - self._at)
+        self._at = now
+
+    def began(self) -> None:
+        """One more runs."""
+        self._advance()
+        self.num_running += 1
 
     def ended(self) -> None:
-        """One has."""
-        self._ends.append(self._clock())
+        """One has ended."""
+        self._advance()
+        self.num_running -= 1
+        self._ends.append(self._run_s)
 
-    def seconds_for(self, count: int) -> float | None:
-        """How long so many will take to end, at the rate of the last ones; None while that isn't known."""
+    def seconds_for(self, count: int, num_at_once: int) -> float | None:
+        """How long so many will take to end when so many run at once; None while that isn't known."""
         if len(self._ends) < 2:
             return None
-        return count * (self._clock() - self._ends[0]) / len(self._ends)
+        mean_s = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return count * mean_s / num_at_once
 
-    def retry_after_s(self, count: int) -> float:
+    def retry_after_s(self, count: int, num_at_once: int) -> float:
         """What to tell somebody who comes after so many others."""
-        seconds = self.seconds_for(count)
+        seconds = self.seconds_for(count, num_at_once)
         return _UNKNOWN_S if seconds is None else min(max(seconds, 0.001), _LONGEST_S)
 
 
@@ -60,7 +82,6 @@ class Admission:
         clock: monotonic seconds.
 
     Attributes:
-        num_running: requests that have their turn.
         num_entered: requests that have had one since the start.
         num_refused: requests that found no room.
     """
@@ -73,23 +94,36 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_concurrent, self.max_queued, self._where = max_concurrent, max_queued, where
-        self.num_running = self.num_entered = self.num_refused = 0
+        self.num_entered = self.num_refused = 0
         self._drain = Drain(clock)
         self._numbers = itertools.count()
         self._waiting: list[_Waiting] = []
         self._closed: MeshError | None = None
 
     @property
+    def num_running(self) -> int:
+        """Requests that have their turn."""
+        return self._drain.num_running
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait for their turn."""
         return len(self._waiting)
 
-    async def enter(self, context: Context, priority: int = 0, *, is_resumed: bool = False) -> bool:
+    async def enter(
+        self,
+        context: Context,
+        priority: int = 0,
+        *,
+        is_resumed: bool = False,
+        on_wait: Callable[[], Awaitable[None]] | None = None,
+    ) -> bool:
         """Wait for a turn. One that has it must `leave`.
 
         Args:
             priority: higher goes first.
             is_resumed: its client has a part of the answer already: it goes before all others, and is never refused.
+            on_wait: called once if it has to wait.
 
         Returns:
             True with the turn; False when the request was stopped before.
@@ -109,6 +143,8 @@ class Admission:
         bisect.insort(self._waiting, waiting)
         stopped, has_turn = context.async_killed_or_stopped(), False
         try:
+            if on_wait is not None:
+                await on_wait()
             await asyncio.wait((waiting.turn, stopped), return_when=asyncio.FIRST_COMPLETED)
             if waiting.turn.done():
                 waiting.turn.result()
@@ -123,14 +159,13 @@ class Admission:
 
     def leave(self) -> None:
         """A request has ended: the next one has its turn."""
-        self.num_running -= 1
         self._drain.ended()
         if self._waiting:
             self._give_turn()
             self._waiting.pop(0).turn.set_result(None)
 
     def _give_turn(self) -> None:
-        self.num_running += 1
+        self._drain.began()
         self.num_entered += 1
 
     def close(self, error: MeshError) -> None:
@@ -146,29 +181,29 @@ class Admission:
         Raises:
             OverloadedError: there is none, or it would be of no use.
         """
-        if len(self._waiting) >= self.max_queued:
-            last = self._waiting[-1] if self._waiting else None
-            if last is None or last.rank[:2] <= rank[:2]:
-                self.num_refused += 1
-                raise self._full("")
-            self._waiting.pop().turn.set_exception(self._full(", and one of a higher priority came"))
-            self.num_refused += 1
+        assert self.max_concurrent is not None
         left_s = context.remaining_s()
-        if left_s is None:
+        if left_s is not None:
+            ahead = bisect.bisect_left(self._waiting, rank, key=lambda waiting: waiting.rank)
+            turn_s = self._drain.seconds_for(ahead + 1, self.max_concurrent)
+            if turn_s is not None and turn_s > left_s:
+                self.num_refused += 1
+                raise OverloadedError(
+                    f"{self._where()} would come to it after {turn_s:.1f} s, and its time-out is in {left_s:.1f} s: "
+                    f"max_concurrent={self.max_concurrent} run and {len(self._waiting)} wait",
+                    retry_after_s=min(turn_s, _LONGEST_S),
+                )
+        if len(self._waiting) < self.max_queued:
             return
-        ahead = bisect.bisect_left(self._waiting, rank, key=lambda waiting: waiting.rank)
-        turn_s = self._drain.seconds_for(ahead + 1)
-        if turn_s is not None and turn_s > left_s:
-            self.num_refused += 1
-            raise OverloadedError(
-                f"{self._where()} would come to it after {turn_s:.1f} s, and its time-out is in {left_s:.1f} s: "
-                f"max_concurrent={self.max_concurrent} run and {len(self._waiting)} wait",
-                retry_after_s=turn_s,
-            )
+        self.num_refused += 1
+        last = self._waiting[-1] if self._waiting else None
+        if last is None or last.rank[:2] <= rank[:2]:
+            raise self._full("")
+        self._waiting.pop().turn.set_exception(self._full(", and one of a higher priority came"))
 
     def _full(self, why: str) -> OverloadedError:
         waits = f"max_queued={self.max_queued} wait" if self.max_queued else "none may wait"
         return OverloadedError(
             f"{self._where()} is full: max_concurrent={self.max_concurrent} requests run and {waits}{why}",
-            retry_after_s=self._drain.retry_after_s(len(self._waiting) + 1),
+            retry_after_s=self._drain.retry_after_s(len(self._waiting) + 1, self.max_concurrent or 1),
         )

@@ -50,16 +50,24 @@ class Canary:
 
     async def _problem(self, limit_s: float) -> str:
         """What is wrong, in a few words; empty when it gave an output."""
-        try:
-            async with asyncio.timeout(limit_s):
-                async with contextlib.aclosing(self._served.handler(self._payload, Context("health-check"))) as items:
-                    async for _ in items:
-                        return ""
+
+        async def ask() -> str:
+            async with contextlib.aclosing(self._served.handler(self._payload, Context("health-check"))) as items:
+                async for _ in items:
+                    return ""
             return "it ended without an output"
-        except TimeoutError:
-            return f"no output after {limit_s:g} s"
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+
+        task = asyncio.ensure_future(ask())
+        try:
+            await asyncio.wait((task,), timeout=limit_s)  # not longer, also if its own end takes for ever
+            if not task.done():
+                return f"no output after {limit_s:g} s"
+            if task.cancelled():
+                return "CancelledError"
+            error = task.exception()
+            return task.result() if error is None else f"{type(error).__name__}: {error}"
+        finally:
+            task.cancel()
 
     async def wait_healthy(self) -> None:
         """Return when it gives an output; tried again until then."""

@@ -9,17 +9,19 @@ class Changes:
     """`tell` wakes everybody who is in `wait`; who comes later waits for the next one."""
 
     def __init__(self) -> None:
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: set[asyncio.Future[None]] = set()
 
     async def wait(self) -> None:
         """Return at the next change."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(future)
-        await future
+        self._waiters.add(future)
+        try:
+            await future
+        finally:
+            self._waiters.discard(future)
 
     def tell(self) -> None:
         """There was a change."""
-        waiters, self._waiters = self._waiters, []
-        for future in waiters:
+        for future in tuple(self._waiters):
             if not future.done():
                 future.set_result(None)

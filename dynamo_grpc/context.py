@@ -60,7 +60,7 @@ class Context:
         self._settling: set[asyncio.Future[object]] = set()
         # weak: a reader that drops its stream is gone, and the stream's end cancels the call
         self._links: weakref.WeakSet[Link] = weakref.WeakSet()
-        self._waiters: list[asyncio.Future[bool]] = []
+        self._waiters: weakref.WeakSet[asyncio.Future[bool]] = weakref.WeakSet()  # who waits for one holds it
 
     def id(self) -> str:
         """The request id."""
@@ -138,8 +138,7 @@ class Context:
         if self._stopped:
             future.set_result(True)
         else:
-            self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
-            self._waiters.append(future)
+            self._waiters.add(future)
         return future
 
     def remaining_s(self) -> float | None:
@@ -159,7 +158,7 @@ class Context:
         self._links.discard(child)
 
     def _wake(self) -> None:
-        for future in self._waiters:
+        for future in tuple(self._waiters):
             if not future.done():
                 future.set_result(True)
         self._waiters.clear()

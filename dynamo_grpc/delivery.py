@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -26,14 +27,24 @@ from dynamo_grpc.errors import (
 )
 from dynamo_grpc.inbox import Inbox, Sink
 from dynamo_grpc.instances import Live
-from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, printable, to_metadata
-from dynamo_grpc.status import from_rpc_error
+from dynamo_grpc.metadata import (
+    DELIVERY,
+    DELIVERY_ID,
+    FIRST_OUTPUT_S,
+    NUM_BY_LANE,
+    QUEUED,
+    printable,
+    to_metadata,
+)
+from dynamo_grpc.status import from_rpc_error, has_details
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
 M = TypeVar("M", inference_pb2.GenerateResponse, endpoint_pb2.CallResponse)
 
 #: After a gentle stop, a stream that its reader left is cancelled only after this long.
 GENTLE_S = 5.0
+#: How long headers that are there take to be seen.
+_HEADERS_S = 0.1
 
 
 class OutputStream(Generic[M]):
@@ -53,7 +64,7 @@ class OutputStream(Generic[M]):
         self._is_closed = False
         self._silence: asyncio.TimerHandle | None = None
         self._limits_s: tuple[float | None, float | None] = (None, None)
-        self._num_seen, self._since = 0, 0.0
+        self._num_seen, self._since, self._period_s = 0, 0.0, 0.0
         context.link(self)
 
     @property
@@ -95,10 +106,10 @@ class OutputStream(Generic[M]):
             first_s: how long the first output may take; None is without limit.
             gap_s: the same for each one after it.
         """
-        if first_s is not None:
+        if limits_s := [limit_s for limit_s in (first_s, gap_s) if limit_s is not None]:
             loop = asyncio.get_running_loop()
-            self._limits_s, self._since = (first_s, gap_s), loop.time()
-            self._silence = loop.call_later(first_s / 4, _look, weakref.ref(self))
+            self._limits_s, self._since, self._period_s = (first_s, gap_s), loop.time(), min(limits_s) / 4
+            self._silence = loop.call_later(self._period_s, _look, weakref.ref(self))
 
     def _check_silence(self) -> None:
         loop = asyncio.get_running_loop()
@@ -109,15 +120,30 @@ class OutputStream(Generic[M]):
         if num != self._num_seen or self._inbox.has_unread:  # what the reader leaves unread is not the worker's fault
             self._num_seen, self._since = num, now
         limit_s = self._limits_s[1 if num else 0]
-        if limit_s is None:
+        left_s = math.inf if limit_s is None else limit_s - (now - self._since)
+        if limit_s is None and num:
             return
-        left_s = limit_s - (now - self._since)
         if left_s <= 0:
             what = "no further output" if num else "no output"
             where = f"the worker at {self._connection.address}"
-            self._fail(ResponseTimeoutError(f"{where} gave {what} for {limit_s:g} s, though its connection stands"))
+            error = ResponseTimeoutError(f"{where} gave {what} for {limit_s:g} s, though its connection stands")
+            if num:
+                self._fail(error)
+            else:
+                self._own(self._fail_unless_queued(error))
         else:
-            self._silence = loop.call_later(min(limit_s / 4, left_s), _look, weakref.ref(self))
+            self._silence = loop.call_later(min(self._period_s, left_s), _look, weakref.ref(self))
+
+    async def _fail_unless_queued(self, error: MeshError) -> None:
+        """A worker of ours that lets it wait for its turn says so; it then holds its handler to the limit itself."""
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.CancelledError):
+            async with asyncio.timeout(_HEADERS_S):
+                if any(key == QUEUED for key, _ in await self._call.initial_metadata() or ()):
+                    self._limits_s = (None, self._limits_s[1])
+                    self._silence = asyncio.get_running_loop().call_later(self._period_s, _look, weakref.ref(self))
+                    return
+        if not self._inbox.num_arrived:
+            self._fail(error)
 
     def _fail(self, error: MeshError) -> None:
         self._inbox.end(error)
@@ -202,6 +228,9 @@ async def _read_call(call: Any, inbox: Inbox, request_id: str, address: str) -> 
         inbox.end_of_call(_num_by_lane(await call.trailing_metadata()), None)
     except grpc.aio.AioRpcError as error:
         told = from_rpc_error(error)
+        if isinstance(told, RequestCancelledError) and not has_details(error):
+            # a server that stops ends calls so that it had not handed to anybody yet; a cancel of ours isn't seen here
+            told = InstanceLostError("it ended the call without a word")
         if isinstance(told, DeadlineError):
             told = DeadlineError(f"request {request_id} took longer than its time-out")
         elif isinstance(told, InstanceLostError):
@@ -226,10 +255,15 @@ class Delivery:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def open_generate(
-        self, live: Live, request: inference_pb2.PreprocessedRequest, context: Context
+        self,
+        live: Live,
+        request: inference_pb2.PreprocessedRequest,
+        context: Context,
+        first_output_s: float | None = None,
     ) -> OutputStream[inference_pb2.GenerateResponse]:
-        """Send a request to a model."""
-        return self._open(live, live.connection.inference.Generate, request, context)
+        """Send a request to a model; the worker is told how long its first output may take."""
+        more = () if first_output_s is None else ((FIRST_OUTPUT_S, f"{first_output_s:g}"),)
+        return self._open(live, live.connection.inference.Generate, request, context, more)
 
     def open_call(
         self, live: Live, request: endpoint_pb2.CallRequest, context: Context
@@ -237,11 +271,13 @@ class Delivery:
         """Send a request to an endpoint of any kind."""
         return self._open(live, live.connection.endpoint.Call, request, context)
 
-    def _open(self, live: Live, method: Any, request: Any, context: Context) -> OutputStream[Any]:
+    def _open(
+        self, live: Live, method: Any, request: Any, context: Context, more: tuple[tuple[str, str], ...] = ()
+    ) -> OutputStream[Any]:
+        metadata = (*to_metadata(context, live.instance_id), *more)
         connection = self._connections.acquire(live.connection.address)
         connection.num_inflight += 1
         inbox, delivery_id = Inbox(), 0
-        metadata = to_metadata(context, live.instance_id)
         if connection.lane is not None and connection.lane.name:
             delivery_id, inbox.has_lane = connection.lane.open_inbox(inbox), True
             metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))

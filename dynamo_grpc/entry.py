@@ -76,6 +76,10 @@ def dynamo_worker(
     return decorate
 
 
+#: A supervisor may pass a signal on that its whole group got: one that comes so soon is the same.
+SAME_SIGNAL_S = 1.0
+
+
 def _is_being_cancelled() -> bool:
     task = asyncio.current_task()
     return bool(task is not None and task.cancelling())
@@ -86,9 +90,14 @@ def stop_signals(runtime: DistributedRuntime, task: asyncio.Future[Any]) -> Any:
     """While inside, SIGTERM and SIGINT shut the runtime down; `task` is cancelled if it serves nothing."""
     loop = asyncio.get_running_loop()
 
+    first_at: float | None = None
+
     def stop(number: int) -> None:
-        if runtime.is_shutting_down:
+        nonlocal first_at
+        if first_at is not None and loop.time() - first_at > SAME_SIGNAL_S:
             os._exit(128 + number)
+        if first_at is None:
+            first_at = loop.time()
         runtime.shutdown()
         if not runtime.is_serving:
             task.cancel()

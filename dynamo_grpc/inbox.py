@@ -142,8 +142,12 @@ class Inbox:
 
     def _check_early(self, expected: int) -> None:
         """An output was missing a while ago: by now it has come, or it never will."""
-        if self._early and self._expected == expected:
+        if not self._early or self.is_ended:
+            return
+        if self._expected == expected:
             self._break(HandlerEndedError(f"an output was lost: number {expected} never came"))
+        else:
+            asyncio.get_running_loop().call_later(_LATE_S, self._check_early, self._expected)
 
     def _break(self, error: MeshError) -> None:
         on_broken = self.on_broken

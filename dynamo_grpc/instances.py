@@ -19,7 +19,7 @@ from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.errors import OverloadedError
 from dynamo_grpc.records import InstanceRecord, endpoint_of
 from dynamo_grpc.registry.view import View
-from dynamo_grpc.routing.ejection import Ejections
+from dynamo_grpc.routing.ejection import TRY_S, Ejections
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 _ANSWER_S = 2.0
 _TIMES_ASKED = 2
 _MAX_ASKED = 64
-#: One that said it is full is asked again after this long, unless a request of ours ends there before.
-FULL_S = 0.1
+#: One that said it is full is asked again after this long, unless a request of ours ends there before; the time
+#: doubles while it says so again.
+FULL_S, _LONGEST_FULL_S = 0.1, 1.0
+#: One that isn't ready is asked again after this long.
+_NOT_READY_S = 1.0
 
 
 def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord], Awaitable[bool]]:
@@ -66,7 +69,7 @@ def ask_whether_it_serves(connections: Connections) -> Callable[[InstanceRecord]
     return ask
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Live:
     """An instance and the connection to it."""
 
@@ -79,6 +82,21 @@ class Live:
     def num_inflight(self) -> int:
         """Requests this process has running there."""
         return self.connection.num_inflight
+
+
+@dataclass(slots=True)
+class _Full:
+    """What an instance said that has no room.
+
+    Attributes:
+        until: it is left out until then.
+        seconds: for so long.
+    """
+
+    until: float
+    seconds: float
+    message: str
+    retry_after_s: float | None
 
 
 class InstanceSet:
@@ -100,7 +118,8 @@ class InstanceSet:
         self._sorted: list[Live] | None = []
         self._routable: list[Live] | None = None
         self._gone: set[str] = set()
-        self._full: dict[str, tuple[float, OverloadedError]] = {}
+        self._full: dict[str, _Full] = {}
+        self._not_ready: dict[str, float] = {}
         self._busy: dict[str, str] = {}
         self._ejections = Ejections()
         self._timers: list[asyncio.TimerHandle] = []
@@ -137,8 +156,8 @@ class InstanceSet:
     def _drop(self, key: str) -> bool:
         live = self._live.pop(key, None)
         self._gone.discard(key)
-        self._full.pop(key, None)
-        self._busy.pop(key, None)
+        for marks in (self._full, self._not_ready, self._busy):
+            marks.pop(key, None)  # type: ignore[attr-defined]
         self._ejections.forget(key)
         if live is not None:
             self._connections.release(live.connection)
@@ -167,10 +186,13 @@ class InstanceSet:
 
     # -- how its answers are ------------------------------------------------------------------------------------------
 
-    def chosen(self, live: Live) -> None:
-        """It is given a request."""
+    def chosen(self, live: Live) -> bool:
+        """It is given a request; True if that is the one that tries whether it works again."""
         if self._ejections and self._ejections.chosen(live.key):
             self._on_connection()
+            self._look_again(TRY_S)
+            return True
+        return False
 
     def answered(self, live: Live) -> None:
         """It gave a request's first output."""
@@ -178,16 +200,20 @@ class InstanceSet:
             logger.info("instance %016x at %s answers again", live.instance_id, live.instance.address)
             self._on_connection()
 
-    def ended(self, live: Live, *, is_well: bool | None) -> None:
-        """A request ended there: it has room again.
+    def ended(self, live: Live, *, is_well: bool | None, was_try: bool = False, was_refused: bool = False) -> None:
+        """A request ended there: it has room again, unless it was refused.
 
         Args:
             is_well: how it ended; None is no verdict: it was left, or refused for a good reason.
+            was_try: what `chosen` gave for it.
+            was_refused: it never ran there.
         """
-        had_no_room = self._full.pop(live.key, None) is not None
+        had_no_room = not was_refused and self._full.pop(live.key, None) is not None
         if is_well is False:
             self._failed(live)
-        elif self._ejections and (self._ejections.succeeded(live.key) if is_well else self._ejections.left(live.key)):
+        elif self._ejections and (
+            self._ejections.succeeded(live.key) if is_well else was_try and self._ejections.left(live.key)
+        ):
             self._on_connection()
         elif had_no_room:
             self._changes.tell()
@@ -199,15 +225,26 @@ class InstanceSet:
             name, address = f"{live.instance_id:016x}", live.instance.address
             logger.warning("instance %s at %s is left out for %g s: its answers fail", name, address, seconds)
             self._on_connection()
-            loop = asyncio.get_running_loop()
-            now = loop.time()
-            self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > now]
-            self._timers.append(loop.call_later(seconds, self._on_connection))
+            self._look_again(seconds)
+
+    def _look_again(self, seconds: float) -> None:
+        """When an ejection, or a try, is over."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > now]
+        self._timers.append(loop.call_later(seconds + 0.01, self._on_connection))  # (uvloop's come up to 1 ms early)
 
     def mark_full(self, live: Live, error: OverloadedError) -> None:
         """It refused a request because it has no room."""
         if live.key in self._live:
-            self._full[live.key] = (time.monotonic() + FULL_S, error)
+            before = self._full.get(live.key)
+            seconds = FULL_S if before is None else min(before.seconds * 2, _LONGEST_FULL_S)
+            self._full[live.key] = _Full(time.monotonic() + seconds, seconds, error.message, error.retry_after_s)
+
+    def mark_not_ready(self, live: Live) -> None:
+        """It takes no requests for now: others first."""
+        if live.key in self._live:
+            self._not_ready[live.key] = time.monotonic() + _NOT_READY_S
 
     def mark_busy(self, key: str, why: str) -> None:
         """It is busy by a threshold of ours, in a few words; empty when it no longer is."""
@@ -216,25 +253,32 @@ class InstanceSet:
         elif self._busy.pop(key, None):
             self._changes.tell()
 
-    def with_room(self, candidates: list[Live]) -> list[Live]:
-        """Those of them that aren't known to be full or busy.
+    def with_room(self, candidates: list[Live], *, ignores_thresholds: bool = False) -> list[Live]:
+        """Those of them that aren't known to be full, busy or not ready.
+
+        Args:
+            ignores_thresholds: for an answer that has begun.
 
         Raises:
             OverloadedError: none is left; says whose limit it is, and when to come back.
         """
-        if not self._full and not self._busy:
+        if not self._full and not self._busy and not self._not_ready:
             return candidates
         now = time.monotonic()
-        for key in [key for key, (until, _) in self._full.items() if until <= now]:
-            del self._full[key]
-        free = [live for live in candidates if live.key not in self._full and live.key not in self._busy]
-        if free or not candidates:
-            return free
-        full = [self._full[live.key][1] for live in candidates if live.key in self._full]
+        for key in [key for key, until in self._not_ready.items() if until <= now]:
+            del self._not_ready[key]
+        for key in [key for key, full in self._full.items() if full.until + full.seconds <= now]:
+            del self._full[key]  # (a while later: until then the next mark is longer)
+        full = {live.key: mark for live in candidates if (mark := self._full.get(live.key)) and mark.until > now}
+        busy = {} if ignores_thresholds else self._busy
+        free = [live for live in candidates if live.key not in full and live.key not in busy]
+        ready = [live for live in free if live.key not in self._not_ready]
+        if ready or free or not candidates:
+            return ready or free
         if full:
-            first = min(full, key=lambda error: error.retry_after_s or 0.0)
+            first = min(full.values(), key=lambda mark: mark.retry_after_s or 0.0)
             raise OverloadedError(_of_all(len(candidates), first.message), retry_after_s=first.retry_after_s)
-        raise OverloadedError(_of_all(len(candidates), self._busy[candidates[0].key]), retry_after_s=1.0)
+        raise OverloadedError(_of_all(len(candidates), busy[candidates[0].key]), retry_after_s=1.0)
 
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""

@@ -16,6 +16,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from dynamo_grpc.inbox import delivered_message
+from dynamo_grpc.metadata import QUEUED
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
 #: A frame takes so many bytes of messages and so many single tokens: small, so that a first output waits for little.
@@ -144,7 +145,8 @@ class Sender:
 
     def __init__(self, call: Any, lane: Lane | None, delivery_id: int) -> None:
         self._call, self._lane, self._id = call, lane, delivery_id
-        self._is_closed = False
+        self._is_closed = self._is_writing = False
+        self._ending: asyncio.Task[None] | None = None
         self.num_unwanted = 0
         self.num_by_lane = 0
         self._turn = -1
@@ -159,9 +161,9 @@ class Sender:
         """
         lane = self._lane
         if lane is None or not lane.is_open or message.ByteSize() > FRAME_BYTES:
-            self._check_open(message)
+            self.check_open(message)
             await self.finish()
-            await self._call.write(message)
+            await self._write(message)
             return
         lane.put(self._id, message, is_first=self.num_by_lane == 0)
         if not self._may_go_on(lane):
@@ -199,16 +201,38 @@ class Sender:
             self._count = 0
             await asyncio.sleep(0)
 
+    async def tell_queued(self) -> None:
+        """The request waits for its turn: its client shouldn't take that for silence."""
+        await self._call.send_initial_metadata(((QUEUED, "1"),))
+
     def close(self) -> None:
         """The request was cancelled: nobody takes outputs any more, and giving one ends the handler."""
         self._is_closed = True
         self._lane = None
 
-    def _check_open(self, message: Message) -> None:
+    def check_open(self, message: Message) -> None:
+        """End the handler if nobody takes outputs any more."""
         if self._is_closed:
             if isinstance(message, inference_pb2.GenerateResponse):
                 self.num_unwanted += sum(len(delta.token_ids) for delta in message.choices)
             raise asyncio.CancelledError
+
+    def cancel(self, task: asyncio.Task[None]) -> None:
+        """End the task that sends, but not in a write: gRPC still has that one, and takes no status beside it."""
+        if self._is_writing:
+            self._ending = task
+        else:
+            task.cancel()
+
+    async def _write(self, message: Message) -> None:
+        self._is_writing = True
+        try:
+            await self._call.write(message)
+        finally:
+            self._is_writing = False
+            task, self._ending = self._ending, None
+            if task is not None:
+                task.cancel()
 
     async def finish(self) -> None:
         """See that nothing stays behind in a lane that has closed."""
@@ -217,4 +241,4 @@ class Sender:
             self._lane = None
             for message in lane.take_back(self._id):
                 self.num_by_lane -= 1
-                await self._call.write(message)
+                await self._write(message)

@@ -14,6 +14,10 @@ INSTANCE_ID = "x-instance-id"
 #: The delivery that a request's outputs may take, and the request's number in it.
 DELIVERY = "x-delivery"
 DELIVERY_ID = "x-delivery-id"
+#: How long the client waits for a first output, in seconds: the worker holds its handlers to it from their turn on.
+FIRST_OUTPUT_S = "x-first-output-s"
+#: Of a call's answer: the request waits for its turn, so that no output is due yet.
+QUEUED = "x-queued"
 #: A trailer: how many outputs went by the delivery.
 NUM_BY_LANE = "x-delivery-outputs"
 CONTEXT_PREFIX = "x-context-"

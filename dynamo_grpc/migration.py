@@ -49,6 +49,11 @@ class Answer:
                 self._has_others = self._has_others or delta.index != 0
 
     @property
+    def is_finished(self) -> bool:
+        """Whether a choice has ended."""
+        return self._is_finished
+
+    @property
     def obstacle(self) -> str:
         """What in it can't be continued by anybody, in a few words; empty when all can."""
         request, options = self._request, self._request.sampling_options

@@ -8,6 +8,7 @@ really ended is measured.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -19,7 +20,15 @@ import grpc
 from dynamo_grpc.context import Context, enter_context, leave_context
 from dynamo_grpc.errors import EngineShutdown, HandlerOutputError, MeshError, RequestCancelledError
 from dynamo_grpc.lane import Lane, Sender
-from dynamo_grpc.metadata import DELIVERY, DELIVERY_ID, NUM_BY_LANE, REQUEST_ID, printable, to_context
+from dynamo_grpc.metadata import (
+    DELIVERY,
+    DELIVERY_ID,
+    FIRST_OUTPUT_S,
+    NUM_BY_LANE,
+    REQUEST_ID,
+    printable,
+    to_context,
+)
 from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
 from dynamo_grpc.telemetry import headers, server_span
 
@@ -41,12 +50,14 @@ class Running:
 
     Attributes:
         served: whose it is, once that is known.
+        first_output_s: how long its client waits for a first output, if it says so.
         ended_by: why it is ended from here, if it is.
     """
 
     context: Context
     sender: Sender
     served: Served | None = None
+    first_output_s: float | None = None
     task: asyncio.Task[None] | None = None
     ended_by: MeshError | None = None
 
@@ -55,7 +66,7 @@ class Running:
         if self.ended_by is None and self.task is not None and not self.task.done():
             self.ended_by = error
             self.context.kill()
-            self.task.cancel()
+            self.sender.cancel(self.task)
 
 
 Work = Callable[[Running], Awaitable[None]]
@@ -94,7 +105,7 @@ class Requests:
         if refused := self._refuse(metadata):
             await abort(call, refused, context)
         sender = Sender(call, *self._lane_of(metadata))
-        running = Running(context, sender)
+        running = Running(context, sender, first_output_s=_seconds(metadata.get(FIRST_OUTPUT_S)))
         key = context.id() if context.id() not in self._running else f"{context.id()}/{id(context)}"
         self._running[key] = running
         token = enter_context(context)
@@ -147,6 +158,7 @@ class Requests:
     async def _until_ended(self, running: Running, task: asyncio.Task[None]) -> None:
         """After a cancel: wait for the handler and for what the engine does about it, and measure."""
         killed_at = running.context.killed_at
+        task.add_done_callback(functools.partial(_log_late, running))
         ended = asyncio.gather(task, running.context.settle(), return_exceptions=True)
         try:
             done, _ = await asyncio.wait((ended,), timeout=_STUBBORN_S)
@@ -180,6 +192,20 @@ class Requests:
         if not number.isdigit() or len(number) > 19:
             return None, 0
         return self.lanes.get(metadata.get(DELIVERY, "")), int(number)
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _log_late(running: Running, task: asyncio.Task[None]) -> None:
+    """What a handler raised after its cancel: nobody else hears of it."""
+    if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, MeshError):
+        ids = {"request_id": running.context.id()}
+        logger.warning("request %s failed after its cancel", running.context.id(), exc_info=error, extra=ids)
 
 
 def _told(error: BaseException, context: Context) -> MeshError:

@@ -14,7 +14,6 @@ from dynamo_grpc.errors import (
     CardMismatchError,
     DeadlineError,
     DrainingError,
-    EngineShutdown,
     HandlerEndedError,
     HandlerOutputError,
     InstanceLostError,
@@ -40,20 +39,12 @@ R = TypeVar("R", inference_pb2.PreprocessedRequest, endpoint_pb2.CallRequest)
 
 #: How many instances a request is tried at before its first output, and again when it goes on elsewhere.
 MAX_ATTEMPTS = 4
-#: What speaks against an instance, and what says nothing of it; all other ends are good answers.
+#: How often an answer that has begun looks for room, with longer and longer pauses.
+_MAX_PAUSES = 20
+#: What speaks against an instance; other errors say nothing of it.
 _FAILURES = (InternalError, HandlerOutputError, HandlerEndedError, ResponseTimeoutError, InstanceLostError)
-_NO_VERDICTS = (
-    CardMismatchError,
-    DeadlineError,
-    DrainingError,
-    EngineShutdown,
-    NotReadyError,
-    OverloadedError,
-    RequestCancelledError,
-    WrongInstanceError,
-)
-#: Answers: trying again costs the mesh as much as the request itself. A lost connection is none.
-_COSTLY = (OverloadedError, HandlerEndedError)
+#: The request was never begun: trying elsewhere costs little, and each instance refuses it once.
+_REFUSALS = (CardMismatchError, DrainingError, NotReadyError, OverloadedError, WrongInstanceError)
 
 
 class Route(Protocol):
@@ -81,8 +72,8 @@ class Route(Protocol):
             OverloadedError: none has room.
         """
 
-    def choose_later(self, excluded: frozenset[int], num_attempts: int) -> Awaitable[Live]:
-        """The same after a failure: with a pause from the second one on, and it waits for one for a while."""
+    def choose_later(self, excluded: frozenset[int], num_pauses: int, *, has_begun: bool) -> Awaitable[Live]:
+        """The same after a failure: after a pause if there were some before, and it waits for one for a while."""
 
 
 class RoutedStream(AsyncClosing, Generic[R, M]):
@@ -113,6 +104,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         self._failed: set[int] = set()
         self._full: set[int] = set()
         self._num_attempts = 1
+        self._num_pauses = 0
         self._error: MeshError | None = None
         self._is_closed = self._is_whole = False
         self.num_retries = 0
@@ -121,15 +113,23 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
 
     def _open(self, live: Live) -> None:
         self._live, self._has_answered, self._has_verdict = live, False, False
-        self._route.instances.chosen(live)
+        self._was_try = self._route.instances.chosen(live)
         self._stream: OutputStream[M] = self._open_at(live, self._request)
         self._stream.limit_silence(self._route.first_output_s, self._route.output_gap_s)
 
-    def _verdict(self, *, is_well: bool | None) -> None:
+    def _verdict(self, error: MeshError | None = None, *, is_left: bool = False) -> None:
         """How the attempt ended, for the next requests."""
-        if not self._has_verdict:
-            self._has_verdict = True
-            self._route.instances.ended(self._live, is_well=is_well)
+        if self._has_verdict:
+            return
+        self._has_verdict, instances, live = True, self._route.instances, self._live
+        is_well = None if is_left else True if error is None else _is_well(error)
+        instances.ended(live, is_well=is_well, was_try=self._was_try, was_refused=isinstance(error, _REFUSALS))
+        if isinstance(error, OverloadedError):
+            instances.mark_full(live, error)
+        elif isinstance(error, NotReadyError):
+            instances.mark_not_ready(live)
+        elif isinstance(error, (DrainingError, WrongInstanceError)):
+            instances.mark_gone(live.instance_id)
 
     @property
     def instance(self) -> model_card_pb2.Instance:
@@ -154,27 +154,29 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             return True
         if self._error is not None:
             raise self._error
-        if (answer := self._answer) is None:
-            keep = sink
-        else:
+        answer = self._answer
 
-            def keep(outputs: list[Any]) -> bool:
+        def keep(outputs: list[Any]) -> bool:
+            if answer is not None:
                 answer.add(outputs)
-                if not self._has_answered:
-                    self._has_answered = True
-                    self._route.instances.answered(self._live)
-                return sink(outputs)
+            if not self._has_answered:
+                self._has_answered = True
+                self._route.instances.answered(self._live)
+            return sink(outputs)
 
         while True:
             try:
-                if has_ended := await self._stream.read(keep):
-                    self._verdict(is_well=True)
-                return has_ended
+                if not await self._stream.read(keep):
+                    return False
+                if answer is None or answer.is_finished:
+                    self._verdict()
+                    return True
+                self._error = HandlerEndedError("the worker's stream ended without a finish reason")
             except MeshError as error:
                 if error is not self._stream.error:
                     raise  # the sink's own
                 self._error = error
-                self._verdict(is_well=_is_well(error))
+            self._verdict(self._error)
             if (ending := self._ending(self._error)) is not None:
                 self._is_whole = True
                 if ending.choices:
@@ -208,8 +210,6 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         """
         answer = self._answer if self._answer is not None and self._answer.has_begun else None
         is_full = isinstance(error, OverloadedError)
-        if is_full:
-            self._route.instances.mark_full(self._live, error)  # type: ignore[arg-type]
         if self._stream.has_output:
             if answer is None or error.retry is not Retry.MIGRATE:
                 raise error
@@ -217,22 +217,22 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
                 error.say_more(f"it can't go on elsewhere: {refusal}")
                 raise error
             self._num_attempts = 0
+            self._failed.clear()
         elif error.retry is Retry.NEVER or (error.retry is Retry.LATER and not is_full and answer is None):
             raise error  # (an answer that has begun looks further whatever it is)
-        if isinstance(error, WrongInstanceError):
-            self._route.instances.mark_gone(self.instance.instance_id)
+        if not isinstance(error, _REFUSALS):  # each instance refuses a request once
+            self._num_attempts += 1
+            if self._num_attempts > MAX_ATTEMPTS:
+                raise error
         if answer is None or not is_full:
             (self._full if is_full else self._failed).add(self.instance.instance_id)
-            if self._num_attempts >= MAX_ATTEMPTS:
-                raise error
-        if isinstance(error, _COSTLY) and not self._route.budget.spend():
+        if isinstance(error, HandlerEndedError) and not self._route.budget.spend():
             error.say_more("it is not tried again: too many requests are")
             raise error
         if is_full and answer is None:
             live = self._choose_with_room(error)
         else:
             live = await self._wait_for_another(error)
-        self._num_attempts += 1
         if answer is None:
             self.num_retries += 1
         elif self._stream.has_output:
@@ -252,7 +252,14 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
 
     async def _wait_for_another(self, error: MeshError) -> Live:
         """An instance that it hasn't failed at; the end of the request ends the wait."""
-        waiting = asyncio.ensure_future(self._route.choose_later(frozenset(self._failed), self._num_attempts))
+        has_begun = self._answer is not None and self._answer.has_begun
+        if has_begun and isinstance(error, OverloadedError):
+            self._num_pauses += 1
+            if self._num_pauses > _MAX_PAUSES:
+                raise error
+        num_pauses = max(self._num_attempts - 2, self._num_pauses)
+        later = self._route.choose_later(frozenset(self._failed), num_pauses, has_begun=has_begun)
+        waiting = asyncio.ensure_future(later)
         ended = self._context.async_killed_or_stopped()
         try:
             left_s = self._context.remaining_s()
@@ -272,12 +279,10 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
         self._is_closed = True
-        self._verdict(is_well=None)
+        self._verdict(is_left=True)
         await self._stream.aclose()
 
 
 def _is_well(error: MeshError) -> bool | None:
-    """What an error says of the instance that it comes from."""
-    if isinstance(error, _FAILURES):
-        return False
-    return None if isinstance(error, _NO_VERDICTS) else True
+    """What an error says of the instance that it comes from; refusals of what the client did say nothing."""
+    return False if isinstance(error, _FAILURES) else None

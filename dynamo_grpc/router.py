@@ -50,8 +50,13 @@ class Router:
         self._rng = rng or random.Random()
         self._policies: dict[RouterMode, Policy | None] = {}
 
-    def choose(self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int]) -> Live:
+    def choose(
+        self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int], *, has_begun: bool = False
+    ) -> Live:
         """Pick an instance.
+
+        Args:
+            has_begun: its client has a part of the answer: thresholds don't hold for it.
 
         Raises:
             NoInstancesError: there is none left.
@@ -76,7 +81,7 @@ class Router:
             down = len(self.instances.all()) - len(excluded)
             state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
             raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
-        return policy.choose(self.instances.with_room(routable))
+        return policy.choose(self.instances.with_room(routable, ignores_thresholds=has_begun))
 
     def check_room(self) -> None:
         """Refuse at once what would be refused anyway, before it costs anything.
@@ -87,7 +92,13 @@ class Router:
         self.instances.with_room(self.instances.routable())
 
     async def choose_later(
-        self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int], num_attempts: int
+        self,
+        mode: RouterMode,
+        instance_id: int | None,
+        excluded: frozenset[int],
+        num_pauses: int = 0,
+        *,
+        has_begun: bool = False,
     ) -> Live:
         """Pick an instance after a failure; while there is none, or none has room, wait for one.
 
@@ -95,12 +106,12 @@ class Router:
             NoInstancesError, OverloadedError: as `choose`, when the wait is over.
         """
         end = time.monotonic() + self._wait_s
-        if num_attempts > 1:
-            pause_s = min(_PAUSE_S * 2 ** (num_attempts - 2), _LONGEST_PAUSE_S)
+        if num_pauses:
+            pause_s = min(_PAUSE_S * 2 ** (num_pauses - 1), _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
         while True:
             try:
-                return self.choose(mode, instance_id, excluded)
+                return self.choose(mode, instance_id, excluded, has_begun=has_begun)
             except (NoInstancesError, OverloadedError) as error:
                 if instance_id is not None or (left_s := end - time.monotonic()) <= 0:
                     raise
@@ -126,7 +137,7 @@ class Router:
         return RoutedStream(
             request,
             context,
-            lambda live, message: self._delivery.open_generate(live, message, context),
+            lambda live, message: self._delivery.open_generate(live, message, context, self.first_output_s),
             _Route(self, mode, instance_id),
             Answer(request, self.migration_limit if migration_limit is None else migration_limit),
         )
@@ -174,5 +185,5 @@ class _Route:
     def choose(self, excluded: frozenset[int]) -> Live:
         return self.router.choose(self.mode, self.instance_id, excluded)
 
-    async def choose_later(self, excluded: frozenset[int], num_attempts: int) -> Live:
-        return await self.router.choose_later(self.mode, self.instance_id, excluded, num_attempts)
+    async def choose_later(self, excluded: frozenset[int], num_pauses: int, *, has_begun: bool) -> Live:
+        return await self.router.choose_later(self.mode, self.instance_id, excluded, num_pauses, has_begun=has_begun)

@@ -246,8 +246,8 @@ class DistributedRuntime(AsyncClosing):
     ) -> None:
         async with contextlib.AsyncExitStack() as stack:
             canary = Canary.from_environment(served, payload) if payload is not None else None
-            if canary is not None:
-                await self.or_shutdown(canary.wait_healthy())
+            if canary is not None and not await self.or_shutdown(canary.wait_healthy()):
+                return
             registration = await self.registry.register(to_entries(served.instance, served.card), served.renew)
             self._registrations.add(registration)
             stack.push_async_callback(self._leave, name, registration)

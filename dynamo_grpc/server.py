@@ -59,6 +59,10 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # else pings end a stream that is silent for 30 s
     ("grpc.keepalive_permit_without_calls", 1),
+    # a client that is frozen, or whose host is gone, holds no turn
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 
@@ -210,7 +214,7 @@ class Server:
         for served in self.served.values():
             served.admission.close(_draining())
         await self.update_health()
-        self.requests.hand_over(lambda r: r.served is not None and not r.served.is_graceful, "this worker leaves")
+        self.requests.hand_over(lambda r: r.served is None or not r.served.is_graceful, "this worker leaves")
         if not await self._wait_idle(limit_s):
             num = self.requests.hand_over(lambda _: True, f"this worker leaves, and its {limit_s:g} s are over")
             logger.warning("%d requests still ran after %g s and are handed over", num, limit_s)

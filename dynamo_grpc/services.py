@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from dynamo_grpc.context import Context
-from dynamo_grpc.errors import CardMismatchError, EndpointNotFoundError, HandlerOutputError, NotReadyError
+from dynamo_grpc.errors import (
+    CardMismatchError,
+    EndpointNotFoundError,
+    HandlerOutputError,
+    NotReadyError,
+    ResponseTimeoutError,
+)
 from dynamo_grpc.generation import Generation
 from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
@@ -43,10 +49,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         )
 
     async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
-        folded = Folded()
-        await self._server.requests.serve(
-            context, f"{_GENERATE}Once", request.request_id, lambda running: self._generate(request, running, folded)
-        )
+        folded: Folded | None = None
+
+        async def work(running: Running) -> None:
+            nonlocal folded
+            folded = Folded(running.sender)
+            await self._generate(request, running, folded)
+
+        await self._server.requests.serve(context, f"{_GENERATE}Once", request.request_id, work)
+        assert folded is not None
         return folded.response
 
     async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
@@ -76,14 +87,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         full = with_defaults(request, served.card)
         full.request_id = context.id()
         generation = Generation(served.handler.name, full, served.card.vocab_size)
-        if not await served.admission.enter(context, request.priority, is_resumed=request.HasField("resume")):
+        has_waited = False
+
+        async def on_wait() -> None:
+            nonlocal has_waited
+            has_waited = True
+            await running.sender.tell_queued()
+
+        is_resumed = request.HasField("resume")
+        if not await served.admission.enter(context, request.priority, is_resumed=is_resumed, on_wait=on_wait):
             if response := generation.end(is_stopped=True):
                 await sink.send(self._sign(response, served))
             return
+        timer = _limit_first_output(running, generation) if has_waited and running.first_output_s else None
         try:
             await self._run(served, full, generation, context, sink)
         finally:
             served.admission.leave()
+            if timer is not None:
+                timer.cancel()
 
     async def _run(
         self,
@@ -152,6 +174,18 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
                 sequence += 1
 
 
+def _limit_first_output(running: Running, generation: Generation) -> asyncio.TimerHandle:
+    """Hold a handler to its client's limit that began late: the client can't know when it had its turn."""
+
+    def look() -> None:
+        if generation.sequence == 0:
+            text = f"the handler gave no output for {running.first_output_s:g} s after its turn came"
+            running.end(ResponseTimeoutError(text))
+
+    assert running.first_output_s is not None
+    return asyncio.get_running_loop().call_later(running.first_output_s, look)
+
+
 def _check_health(served: Served) -> None:
     if served.sick_because:
         raise NotReadyError(f"the health check of {served.name} fails ({served.sick_because}): try another instance")
@@ -187,19 +221,27 @@ def to_call_response(item: Any, sequence: int, handler_name: str) -> endpoint_pb
 
 
 class Folded:
-    """Takes a stream's outputs as a Sender does, and makes one answer of them."""
+    """Takes a stream's outputs as a Sender does, and makes one answer of them.
 
-    def __init__(self) -> None:
+    Args:
+        sender: of the request; it knows whether the client is still there.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self.response = inference_pb2.GenerateResponse()
 
     async def send(self, message: inference_pb2.GenerateResponse) -> None:
         """Add an output."""
+        self._sender.check_open(message)
         fold(self.response, message)
         await self.rest()
 
     def put_token(self, sequence: int, token_id: int) -> bool:
         """Add a token of choice 0; False asks for a rest."""
-        fold(self.response, token_response(sequence, token_id))
+        token = token_response(sequence, token_id)
+        self._sender.check_open(token)
+        fold(self.response, token)
         return False
 
     async def rest(self) -> None:

@@ -147,6 +147,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError:
     return from_status(error.code(), error.details() or error.code().name, details)  # type: ignore[arg-type]
 
 
+def has_details(error: grpc.aio.AioRpcError) -> bool:
+    """Whether whoever ended the call said why, as all of ours do."""
+    return any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
 def from_exception(error: BaseException) -> tuple[MeshError, bool]:
     """What an exception out of a handler means to the client, and whether it was unexpected.
 

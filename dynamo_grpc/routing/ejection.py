@@ -15,6 +15,8 @@ from dataclasses import dataclass
 FAILURES = 5
 #: The first ejection and the longest, in seconds.
 _FIRST_S, _LONGEST_S = 1.0, 30.0
+#: A try whose end nobody tells is over after this long.
+TRY_S = 30.0
 
 
 @dataclass(slots=True)
@@ -22,7 +24,7 @@ class _Record:
     num_failures: int = 0
     num_ejections: int = 0
     until: float | None = None
-    is_tried: bool = False
+    tried_at: float | None = None
 
 
 class Ejections:
@@ -44,7 +46,10 @@ class Ejections:
         record = self._records.get(key)
         if record is None or record.until is None:
             return False
-        return record.is_tried or self._clock() < record.until
+        return self._clock() < record.until or self._is_tried(record)
+
+    def _is_tried(self, record: _Record) -> bool:
+        return record.tried_at is not None and self._clock() < record.tried_at + TRY_S
 
     def is_ejected(self, key: str) -> bool:
         """Whether it is ejected, or being tried."""
@@ -54,9 +59,9 @@ class Ejections:
     def chosen(self, key: str) -> bool:
         """It was given a request; True if that is the one that tries it."""
         record = self._records.get(key)
-        if record is None or record.until is None or record.is_tried:
+        if record is None or record.until is None or self._clock() < record.until or self._is_tried(record):
             return False
-        record.is_tried = True
+        record.tried_at = self._clock()
         return True
 
     def answered(self, key: str) -> bool:
@@ -64,7 +69,7 @@ class Ejections:
         record = self._records.get(key)
         if record is None or record.until is None:
             return False
-        record.until, record.is_tried, record.num_failures = None, False, FAILURES - 1
+        record.until, record.tried_at, record.num_failures = None, None, FAILURES - 1
         return True
 
     def succeeded(self, key: str) -> bool:
@@ -73,11 +78,11 @@ class Ejections:
         return record is not None and record.until is not None
 
     def left(self, key: str) -> bool:
-        """A request ended without a verdict; True if another one may try now."""
+        """The request that tried it ended without a verdict; True if another one may try now."""
         record = self._records.get(key)
-        if record is None or not record.is_tried:
+        if record is None or record.tried_at is None:
             return False
-        record.is_tried = False
+        record.tried_at = None
         return True
 
     def failed(self, key: str, num_all: int) -> float | None:
@@ -95,11 +100,11 @@ class Ejections:
             num_out = sum(other.until is not None for other in self._records.values())
             if record.num_failures < FAILURES or (num_out + 1) * 2 > num_all:
                 return None
-        elif not record.is_tried:
+        elif not self._is_tried(record):
             return None  # of a request that was there before
         seconds: float = min(_FIRST_S * 2**record.num_ejections, _LONGEST_S)
         record.num_ejections += 1
-        record.until, record.is_tried = self._clock() + seconds, False
+        record.until, record.tried_at = self._clock() + seconds, None
         return seconds
 
     def forget(self, key: str) -> None:

@@ -166,7 +166,7 @@ class Frontend:
         self._settings, self._make_runtime = settings, make_runtime
         self.metrics = Metrics()
         self.is_draining = False
-        self._num_running, self._drain = 0, Drain()
+        self._drain = Drain()
         self.catalog: Catalog
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._direct = {
@@ -341,14 +341,13 @@ class Frontend:
         """Do a request's work if there is room for it."""
         limit = self._settings.max_requests
         try:
-            if limit is not None and self._num_running >= limit:
+            if limit is not None and self._drain.num_running >= limit:
                 text = f"this frontend is full: --max-requests={limit} run"
-                raise OverloadedError(text, retry_after_s=self._drain.retry_after_s(1))
-            self._num_running += 1
+                raise OverloadedError(text, retry_after_s=self._drain.retry_after_s(1, limit))
+            self._drain.began()
             try:
                 await work(writer)
             finally:
-                self._num_running -= 1
                 self._drain.ended()
         except OverloadedError as error:
             error.http_status = self._settings.overload_status

@@ -44,7 +44,7 @@ class Thresholds:
             self.active_prefill_tokens_threshold,
             self.active_requests_threshold,
         )
-        if share is not None and load.num_used_blocks > share * load.num_total_blocks:
+        if share is not None and load.num_total_blocks and load.num_used_blocks > share * load.num_total_blocks:
             used = f"{load.num_used_blocks} of {load.num_total_blocks} KV blocks in use"
             return f"{used}, over active_decode_blocks_threshold={share:g}"
         if tokens is not None and load.num_prefill_tokens > tokens:
@@ -61,7 +61,7 @@ class BusyWatch:
     def __init__(self, instances: InstanceSet, thresholds: Thresholds) -> None:
         self._instances, self._thresholds = instances, thresholds
         self._loads: dict[str, control_pb2.WatchLoadResponse] = {}
-        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._watching: dict[Live, asyncio.Task[None]] = {}  # one that came back at another address is another one
         self._task: asyncio.Task[None] | None = None
         if thresholds.is_set:
             self.set(thresholds)
@@ -86,12 +86,13 @@ class BusyWatch:
 
     async def _follow(self) -> None:
         while True:
-            all_now = {live.key: live for live in self._instances.all()}
-            for key in self._watching.keys() - all_now.keys():
-                self._watching.pop(key).cancel()
-                self._loads.pop(key, None)
-            for key in all_now.keys() - self._watching.keys():
-                self._watching[key] = asyncio.get_running_loop().create_task(self._watch(all_now[key]))
+            all_now = self._instances.all()
+            for live in [live for live in self._watching if live not in all_now]:
+                self._watching.pop(live).cancel()
+                self._loads.pop(live.key, None)
+            for live in all_now:
+                if live not in self._watching:
+                    self._watching[live] = asyncio.get_running_loop().create_task(self._watch(live))
             await self._instances.wait_changed()
 
     async def _watch(self, live: Live) -> None:

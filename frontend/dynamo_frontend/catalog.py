@@ -208,7 +208,9 @@ class Catalog:
         for name in held.keys() - self._models.keys():
             if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
                 self._gone.pop(name, None)
-                self._models[name] = self._resting.pop((name, card.checksum), None) or self._open(card)
+                model = self._models[name] = self._resting.pop((name, card.checksum), None) or self._open(card)
+                if (thresholds := self._thresholds_by_name.get(name)) is not None:
+                    model.busy.set(thresholds)
         self._changes.tell()
 
     def _rest(self, model: Model) -> None:

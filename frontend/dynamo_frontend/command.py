@@ -9,6 +9,7 @@ import gc
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -31,6 +32,7 @@ from dynamo_grpc.cli.options import (
     router_mode_option,
     static_option,
 )
+from dynamo_grpc.entry import SAME_SIGNAL_S
 from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.telemetry import configure_tracing
 
@@ -190,14 +192,17 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._grace_s, self._on_ready = app, grace_s, on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._first_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._first_at is not None and time.monotonic() - self._first_at < SAME_SIGNAL_S:
+            return
         if self._app.is_draining or not self._grace_s or self._loop is None:
             self.force_exit = self._app.is_draining  # the second signal ends it at once
-            self._app.is_draining = True
+            self._app.is_draining, self._first_at = True, time.monotonic()
             super().handle_exit(sig, frame)
             return
-        self._app.is_draining = True
+        self._app.is_draining, self._first_at = True, time.monotonic()
         leave = functools.partial(super().handle_exit, sig, frame)
         self._loop.call_soon_threadsafe(self._loop.call_later, self._grace_s, leave)
 

@@ -98,5 +98,5 @@ RESPONSES = Dialect(body, b"event: error\n", event_body=responses_event)
 def headers(error: MeshError) -> list[tuple[bytes, bytes]]:
     """When to come back, if that is known."""
     if error.retry_after_s is None:
-        return []
+        return [(b"retry-after", b"1")] if isinstance(error, OverloadedError) else []
     return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]

@@ -117,10 +117,10 @@ class Record:
         error_type = self.error.reason.lower() if self.error else ""
         kind = "stream" if self.is_stream else "unary"
         self.metrics.requests.labels(model, self.endpoint, kind, status, error_type).inc()
+        if isinstance(self.error, OverloadedError):
+            self.metrics.rejections.labels(model, self.endpoint).inc()
         if self._is_known:
             labels = (model, self.endpoint)
-            if isinstance(self.error, OverloadedError):
-                self.metrics.rejections.labels(*labels).inc()
             self.metrics.inflight.labels(*labels).dec()
             self.metrics.duration.labels(*labels).observe(now - self.started)
             self.metrics.input_tokens.labels(*labels).inc(self.prompt_tokens)

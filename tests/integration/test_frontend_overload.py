@@ -52,7 +52,7 @@ async def fill(front: Front, worker: Narrow, num: int = 2) -> list[asyncio.Task[
     tasks = []
     for _ in range(num):
         tasks.append(asyncio.ensure_future(ask(front)))
-        await eventually(lambda: front.frontend._num_running == len(tasks))
+        await eventually(lambda: front.frontend._drain.num_running == len(tasks))
     await eventually(lambda: worker.requests)
     return tasks
 

@@ -111,29 +111,59 @@ async def test_a_turn_that_comes_in_the_moment_of_a_cancel_is_given_on() -> None
     assert (first.task.cancelled(), second.runs, turns.num_running) == (True, True, 1)
 
 
-async def test_when_to_come_back_follows_from_the_rate() -> None:
+async def test_when_to_come_back_follows_from_what_requests_take() -> None:
     clock = FakeClock()
     turns = admission(2, 2, clock)
-    with_no_rate = [Asked(turns) for _ in range(4)]
+    asked = [Asked(turns) for _ in range(4)]
     await turn()
     with pytest.raises(OverloadedError) as unknown:
         await turns.enter(Context())
     assert unknown.value.retry_after_s == 1.0
-    for _ in range(4):  # one in half a second
+    for _ in range(8):  # each takes a second, two run at once
         clock.advance(0.5)
         turns.leave()
+        asked.append(Asked(turns))
         await turn()
-    more = [Asked(turns) for _ in range(4)]
-    await turn()
-    clock.advance(0.5)
     with pytest.raises(OverloadedError) as known:
         await turns.enter(Context())
-    assert known.value.retry_after_s == pytest.approx(3 * 0.5)
+    assert known.value.retry_after_s == pytest.approx(3 * 1.0 / 2)
     turns.max_queued = 3
     with pytest.raises(OverloadedError, match=r"would come to it after 1.5 s, and its time-out is in 0.6 s"):
         await turns.enter(Context(timeout_s=0.6, clock=clock))
-    for asked in (*with_no_rate, *more):
-        asked.task.cancel()
+    for one in asked:
+        one.task.cancel()
+
+
+async def test_idle_time_says_nothing_of_the_rate() -> None:
+    clock = FakeClock()
+    turns = admission(1, 2, clock)
+    for _ in range(5):
+        await turns.enter(Context())
+        clock.advance(0.1)
+        turns.leave()
+        clock.advance(3600.0)
+    await turns.enter(Context())
+    waiting = Asked(turns, timeout_s=30.0)
+    await turn()
+    assert not waiting.task.done()  # it is not refused
+    assert turns._drain.retry_after_s(10, 1) == pytest.approx(1.0)
+    waiting.task.cancel()
+
+
+async def test_one_that_has_no_time_takes_nobodys_place() -> None:
+    clock = FakeClock()
+    turns = admission(1, 1, clock)
+    for _ in range(3):
+        await turns.enter(Context())
+        clock.advance(10.0)
+        turns.leave()
+    await turns.enter(Context())
+    waiting = Asked(turns)
+    await turn()
+    with pytest.raises(OverloadedError, match=r"its time-out is in 1.0 s"):
+        await turns.enter(Context(timeout_s=1.0, clock=clock), priority=9)
+    assert not waiting.task.done()
+    waiting.task.cancel()
 
 
 async def test_a_worker_that_leaves_sends_away_those_who_wait() -> None:
