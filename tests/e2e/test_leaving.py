@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from ..conftest import Process
-from .test_up import CHAT, until
+from .test_up import CHAT, children, until
 
 Start = Callable[..., Process]
 #: 3 s at least.
@@ -72,6 +74,7 @@ def test_a_second_signal_ends_a_frontend_at_once(cli: Start, env: dict[str, str]
     next(lines)
     frontend.signal(signal.SIGTERM)
     until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    time.sleep(1.1)  # one that comes at once is the same
     frontend.signal(signal.SIGTERM)
     frontend.wait(10)
     with pytest.raises((httpx.TransportError, StopIteration)):
@@ -118,3 +121,32 @@ def test_faults_that_there_are_not(cli: Start, env: dict[str, str]) -> None:
     worker = cli("worker", "tiny", "--inject-faults", "explode=1", env=env)
     assert worker.wait() == 1
     assert "no fault 'explode': there are share, refuse, fail_after" in worker.output
+
+
+def test_a_drain_and_then_a_signal_is_one_leaving(cli: Start, env: dict[str, str]) -> None:
+    """As with a preStop hook."""
+    worker = cli("worker", "tiny", "--inject-faults", "slow_s=0.05", env=env)
+    instance_id = worker.wait_for(r"worker ready at .* instance (\w{16})")[1]
+    _, url = start_frontend(cli, env, 1)
+    lines = lines_of(url)
+    next(lines)
+    drain = cli("drain", instance_id, env=env)
+    worker.wait_for("leaves; 1 requests run")
+    worker.signal(signal.SIGTERM)
+    assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert worker.wait() == 0
+    assert drain.wait() == 0
+
+
+def test_a_signal_to_a_whole_group_is_one_leaving(cli: Start, env: dict[str, str]) -> None:
+    """As systemd sends it: the processes get it from the supervisor too."""
+    cli("worker", "tiny", "--inject-faults", "slow_s=0.05", env=env).wait_for("worker ready")
+    frontend, url = start_frontend(cli, env, 1, "--processes", "2", "--shutdown-timeout-s", "30")
+    streams = [lines_of(url) for _ in range(4)]
+    for lines in streams:
+        next(lines)
+    for pid in (frontend.pid, *(pid for pid, _ in children(frontend.pid))):
+        os.kill(pid, signal.SIGTERM)
+    for lines in streams:
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert frontend.wait() == 0
