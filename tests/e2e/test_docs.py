@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_python_in_the_documentation_is_python(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_python_client_of_the_page_works(cli: Callable[..., Process]) -> None:
+    up = Up(cli)
+    up.wait_ready()
+    (snippet,) = blocks(ROOT / "docs" / "http.md", "python")
+    code = snippet.replace("http://localhost:8000", f"http://127.0.0.1:{up.http}")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert len(done.stdout) > 40
 
 
 def test_the_readmes_commands_work(cli: Callable[..., Process]) -> None:
