@@ -54,6 +54,7 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
         yield opened
 
 
+both_servers = pytest.mark.parametrize("front", ["wire", "any ASGI server"], indirect=True)
 both_lanes = pytest.mark.parametrize("mesh", ["delivery", "own call"], indirect=True)
 
 

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from .front import Front, Watched
 
 
-@pytest.fixture(params=["wire", "any ASGI server"])
+@pytest.fixture
 async def front(mesh: Mesh, request: pytest.FixtureRequest) -> AsyncIterator[Front]:
+    """A frontend; what is about writing and leaving runs over both ways: `@both_servers`."""
     import dynamo_workers.tiny as tiny
     from dynamo_frontend.wire import WireProtocol
 
     from .front import front_of
 
     await mesh.serve_worker(tiny.Tiny())
-    http = WireProtocol if request.param == "wire" else "httptools"
+    http = WireProtocol if getattr(request, "param", "wire") == "wire" else "httptools"
     async with front_of(mesh, http, instance_wait_s=1.0) as opened:
         await eventually(opened.frontend.catalog.ready)
         yield opened

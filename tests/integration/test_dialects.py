@@ -11,7 +11,7 @@ import pytest
 
 from dynamo_grpc.testing import Mesh
 
-from ..conftest import eventually
+from ..conftest import both_servers, eventually
 from .front import CHAT, Front, Watched, front_of
 
 INPUT = "Tell me about the sea"
@@ -162,6 +162,7 @@ async def test_errors_of_messages_become_the_clients_exceptions(mesh: Mesh, fron
     assert refused.headers["request-id"] == refused.headers["x-request-id"]
 
 
+@both_servers
 async def test_an_error_in_the_middle_of_each_stream(mesh: Mesh, front: Front) -> None:
     from collections.abc import AsyncIterator
 
@@ -192,6 +193,7 @@ async def test_an_error_in_the_middle_of_each_stream(mesh: Mesh, front: Front) -
                 await stream.get_final_message()
 
 
+@both_servers
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 async def test_a_client_that_goes_ends_the_handler(front: Front, watched: Watched, path: str) -> None:
     body = {"model": "watched", "stream": True}

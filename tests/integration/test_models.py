@@ -11,6 +11,7 @@ from dynamo_grpc import (
     Context,
     EndpointNotFoundError,
     HandlerEndedError,
+    HandlerOutputError,
     InvalidRequestError,
     ModelNotFoundError,
 )
@@ -128,7 +129,9 @@ async def test_lost_and_doubled_outputs_are_noticed(mesh: Mesh) -> None:
                 yield inference_pb2.GenerateResponse(sequence=token_id - 10, choices=[delta])
 
     async def tokens(client: Any, numbers: list[int]) -> list[int]:
-        return [item["token_ids"][0] for item in await collect(await client.generate(numbers))]
+        asked = {"token_ids": numbers, "stop_conditions": {"max_tokens": 3}}
+        items = await collect(await client.generate(asked))
+        return [token_id for item in items for token_id in item["token_ids"]]
 
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(Bad(), server)  # type: ignore[abstract]
@@ -140,10 +143,12 @@ async def test_lost_and_doubled_outputs_are_noticed(mesh: Mesh) -> None:
     await runtime._registrations.copy().pop().update({served_key(served): to_json(served.instance)})
     client = await mesh.client(NAME)
     await eventually(lambda: client.instances()[0].address.endswith(str(port)))
-    with pytest.raises(HandlerEndedError, match="an output was lost: number 1 never came"):
-        await collect(await client.generate([10, 12]))
-    assert await tokens(client, [10, 11, 11, 12]) == [10, 11, 12]  # a doubled one is dropped
-    assert await tokens(client, [11, 10, 12]) == [10, 11, 12]  # one that overtook another waits for it
+    for numbers in ([10, 12], [10, 11, 11, 12], [11, 10, 12]):
+        with pytest.raises(HandlerOutputError, match=r"the worker left some out|twice"):
+            await tokens(client, numbers)
+    with pytest.raises(HandlerEndedError, match="ended without a finish reason"):
+        await tokens(client, [10, 11])
+    assert await tokens(client, [10, 11, 12]) == [10, 11, 12]  # it was whole
     assert await tokens(client, [10, 10, 10]) == [10, 10, 10]  # a worker that doesn't number is left alone
     await server.stop(None)
 

@@ -82,7 +82,7 @@ async def test_moved_anywhere(mesh: Mesh) -> None:
             wanted = await ask(front, **options)
             assert wanted["moved"] == 0
             num_tokens = wanted["usage"]["completion_tokens"]
-            for cut in range(1, min(num_tokens, 10)):
+            for cut in (cut for cut in (1, 2, 3, 5, 8) if cut < num_tokens):
                 faults.leave_after = cut
                 moved = await ask(front, **options)
                 assert moved["moved"] == 1, (case, cut)
