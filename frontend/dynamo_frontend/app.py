@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -17,30 +17,29 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from dynamo_frontend import anthropic, envelope
+from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
-from dynamo_frontend.anthropic import CountRequest, MessagesRequest, MessagesShape
+from dynamo_frontend.anthropic import CountRequest, MessagesRequest
 from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
 from dynamo_frontend.busy import Thresholds
 from dynamo_frontend.catalog import Catalog, Model
-from dynamo_frontend.choices import echoes, select_completion
+from dynamo_frontend.choices import echoes
+from dynamo_frontend.kinds import CHAT, COMPLETION, MESSAGES, RESPONSES, Kind, R
 from dynamo_frontend.openapi import describe
-from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, text_of, token_ids_of
+from dynamo_frontend.preprocess import naming, text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.record import Metrics, Record
-from dynamo_frontend.relay import Piece, Relay, Relays, collect, join
-from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
+from dynamo_frontend.relay import Relay, Relays
+from dynamo_frontend.responses import ResponsesRequest
 from dynamo_frontend.schemas import (
-    Asked,
     BusyRequest,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Sampling,
     StreamOptions,
     TokenizeRequest,
 )
-from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
+from dynamo_frontend.writing import stream, whole
 from dynamo_grpc import (
     Context,
     DistributedRuntime,
@@ -54,18 +53,12 @@ from dynamo_grpc import (
     __version__,
 )
 from dynamo_grpc.admission import Drain
-from dynamo_grpc.errors import Retry
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.records import endpoint_of
 from dynamo_grpc.telemetry import server_span
-from dynamo_grpc.v1 import model_card_pb2
 
 logger = logging.getLogger(__name__)
-
-_R = TypeVar("_R", bound=Asked)
-#: How often a whole answer is begun.
-_WHOLE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,73 +77,6 @@ class FrontendSettings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
     is_strict: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind(Generic[_R]):
-    """One of the endpoints that generate.
-
-    Attributes:
-        label: in metrics and logs.
-        what: in errors.
-        prompt_field: of the body; errors about the prompt name it.
-    """
-
-    label: str
-    what: str
-    prompt_field: str
-    model_type: model_card_pb2.ModelType.ValueType
-    schema: type[_R]
-    prepare: Callable[[Any, Model], Awaitable[list[Part]]]
-    shape: Callable[..., Shape]
-    to_sampling: Callable[[_R], Sampling]
-    select: Callable[[Any, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
-    dialect: envelope.Dialect = envelope.OPENAI
-
-
-_CHAT = _Kind(
-    "chat_completions",
-    "chat completions",
-    "messages",
-    model_card_pb2.MODEL_TYPE_CHAT,
-    ChatRequest,
-    prepare_chat,
-    ChatShape,
-    lambda asked: asked,
-)
-_COMPLETION = _Kind(
-    "completions",
-    "completions",
-    "prompt",
-    model_card_pb2.MODEL_TYPE_COMPLETIONS,
-    CompletionRequest,
-    prepare_completion,
-    CompletionShape,
-    lambda asked: asked,
-    select_completion,
-)
-_RESPONSES = _Kind(
-    "responses",
-    "responses",
-    "input",
-    model_card_pb2.MODEL_TYPE_CHAT,
-    ResponsesRequest,
-    prepare_chat,
-    ResponsesShape,
-    ResponsesRequest.to_chat,
-    dialect=envelope.RESPONSES,
-)
-_MESSAGES = _Kind(
-    "messages",
-    "messages",
-    "messages",
-    model_card_pb2.MODEL_TYPE_CHAT,
-    MessagesRequest,
-    prepare_chat,
-    MessagesShape,
-    MessagesRequest.to_chat,
-    dialect=envelope.Dialect(anthropic.error_body, b"event: error\n", "request-id"),
-)
 
 
 class Frontend:
@@ -239,16 +165,16 @@ class Frontend:
     # -- generation ---------------------------------------------------------------------------------------------------
 
     async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, _CHAT)
+        return await self._answer(request, CHAT)
 
     async def _completion(self, request: Request) -> Response:
-        return await self._answer(request, _COMPLETION)
+        return await self._answer(request, COMPLETION)
 
     async def _responses(self, request: Request) -> Response:
-        return await self._answer(request, _RESPONSES)
+        return await self._answer(request, RESPONSES)
 
     async def _messages(self, request: Request) -> Response:
-        return await self._answer(request, _MESSAGES)
+        return await self._answer(request, MESSAGES)
 
     async def _count_tokens(self, request: Request) -> Response:
         request_id = request_id_of(request)
@@ -257,10 +183,10 @@ class Frontend:
             model = await self.catalog.find(asked.model)
             tokens = await token_ids_of(TokenizeRequest(model=asked.model, messages=asked.messages), model)
         except Exception as error:
-            return _error_response(self._told(error, request_id), request_id, _MESSAGES.dialect)
+            return _error_response(self._told(error, request_id), request_id, MESSAGES.dialect)
         return Response(orjson.dumps({"input_tokens": len(tokens)}), media_type="application/json")
 
-    async def _answer(self, request: Request, kind: _Kind[_R]) -> Response:
+    async def _answer(self, request: Request, kind: Kind[R]) -> Response:
         request_id = request_id_of(request)
         record = Record(self.metrics, request_id, kind.label)
         try:
@@ -318,9 +244,9 @@ class Frontend:
                     if body.stream:
                         begin = shape.begin(sum(part.num_choices for part in parts), make_relays().usage)
                         begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
-                        await _stream(writer, relays, shape, begin, options)
+                        await stream(writer, relays, shape, begin, options)
                     else:
-                        pieces = kind.select(sampling, await _collect(make_relays), parts)
+                        pieces = kind.select(sampling, await whole(make_relays), parts)
                         usage, num = relays.usage, relays.num_migrations
                         moved = [(b"x-migrations", b"%d" % num)] if num else []
                         await writer.json(200, shape.body(pieces, usage, num), moved)
@@ -472,34 +398,6 @@ class Frontend:
     async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
         return _error_response(HttpError(error.status_code, text), request_id_of(request))
-
-
-async def _stream(writer: Writer, relay: Relays, shape: Shape, begin: bytes, options: StreamOptions) -> None:
-    def show(pieces: list[Piece]) -> bool:
-        nonlocal begin
-        if options.merge_events and len(pieces) > 1:
-            pieces = join(pieces)
-        if options.continuous_usage_stats:
-            events = begin + b"".join([shape.with_usage(shape.event(piece), relay.usage_so_far) for piece in pieces])
-        else:
-            events = begin + b"".join([shape.event(piece) for piece in pieces])
-        begin = b""
-        return not events or writer.add(events)
-
-    await relay.run(show, writer.flush)
-    await writer.end(begin + shape.end(relay.usage, relay.num_migrations))
-
-
-async def _collect(make_relays: Callable[[], Relays]) -> list[Piece]:
-    """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time."""
-    for attempt in range(1, _WHOLE_ATTEMPTS + 1):
-        relay = make_relays()
-        try:
-            return await collect(relay)
-        except MeshError as error:
-            if error.retry is not Retry.MIGRATE or relay.num_migrations or attempt == _WHOLE_ATTEMPTS:
-                raise
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _error_response(error: MeshError, request_id: str, dialect: envelope.Dialect = envelope.OPENAI) -> Response:
