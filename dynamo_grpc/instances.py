@@ -156,8 +156,9 @@ class InstanceSet:
     def _drop(self, key: str) -> bool:
         live = self._live.pop(key, None)
         self._gone.discard(key)
-        for marks in (self._full, self._not_ready, self._busy):
-            marks.pop(key, None)  # type: ignore[attr-defined]
+        self._full.pop(key, None)
+        self._not_ready.pop(key, None)
+        self._busy.pop(key, None)
         self._ejections.forget(key)
         if live is not None:
             self._connections.release(live.connection)
@@ -236,10 +237,11 @@ class InstanceSet:
 
     def mark_full(self, live: Live, error: OverloadedError) -> None:
         """It refused a request because it has no room."""
-        if live.key in self._live:
-            before = self._full.get(live.key)
-            seconds = FULL_S if before is None else min(before.seconds * 2, _LONGEST_FULL_S)
-            self._full[live.key] = _Full(time.monotonic() + seconds, seconds, error.message, error.retry_after_s)
+        now, before = time.monotonic(), self._full.get(live.key)
+        if live.key not in self._live or (before is not None and now < before.until):
+            return  # (several were on their way)
+        seconds = FULL_S if before is None else min(before.seconds * 2, _LONGEST_FULL_S)
+        self._full[live.key] = _Full(now + seconds, seconds, error.message, error.retry_after_s)
 
     def mark_not_ready(self, live: Live) -> None:
         """It takes no requests for now: others first."""
