@@ -46,6 +46,21 @@ async def test_the_openai_client_gets_a_chat(front: Front) -> None:
     assert set(reasons[:-1]) == {None}
 
 
+async def test_the_openai_clients_raw_answers(front: Front) -> None:
+    raw = await front.openai.chat.completions.with_raw_response.create(**CHAT, max_tokens=3)
+    assert raw.parse().id == f"chatcmpl-{raw.headers['x-request-id']}"
+    chat = front.openai.chat.completions
+    async with chat.with_streaming_response.create(**CHAT, max_tokens=3, stream=True) as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        lines = [line async for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    async with chat.stream(**CHAT) as stream:  # the accumulator takes whole answers alone
+        final = await stream.get_final_completion()
+    begin = raw.parse().choices[0].message.content
+    assert begin
+    assert str(final.choices[0].message.content).startswith(begin)
+
+
 async def test_the_openai_client_gets_completions(front: Front) -> None:
     whole = await front.openai.completions.create(model="tiny", prompt="The sea", seed=1)
     assert whole.usage is not None

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import openai
 import pytest
 
 from dynamo_grpc import Context, Worker
@@ -219,3 +220,20 @@ async def test_a_frontend_that_leaves_says_so_and_goes_on(mesh: Mesh) -> None:
         assert (health.status_code, health.json()["status"]) == (503, "draining")
         assert (await front.http.get("/live")).status_code == 200
         assert (await ask(front)).status_code == 200
+
+
+async def test_the_openai_client_comes_back_when_it_is_told(mesh: Mesh) -> None:
+    worker = Narrow()
+    async with front_of(mesh) as front:
+        await mesh.serve_worker(worker)
+        await eventually(front.frontend.catalog.ready)
+        tasks = await fill(front, worker)
+        patient = front.openai.with_options(max_retries=2)
+        asking = asyncio.ensure_future(patient.completions.create(model="narrow", prompt="hi", max_tokens=8))
+        (model,) = front.frontend.catalog.all()
+        await eventually(lambda: model.instances._full)  # it was refused
+        worker.go.set()
+        assert (await asking).choices[0].text
+        assert [(await task).status_code for task in tasks] == [200, 200]
+        with pytest.raises(openai.NotFoundError):  # nobody comes back for that
+            await patient.completions.create(model="nobody", prompt="hi")
