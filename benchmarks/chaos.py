@@ -339,8 +339,10 @@ async def frontend(mesh: Mesh, result: Result, rng: random.Random, seconds: floa
     await asyncio.sleep(1.5)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        children = Path(f"/proc/{mesh.frontend.pid}/task/{mesh.frontend.pid}/children").read_text().split()
-        os.kill(int(rng.choice(children)), signal.SIGTERM)
+        tasks = Path(f"/proc/{mesh.frontend.pid}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        if len(children) == 2:  # the last one is back
+            os.kill(int(rng.choice(sorted(children))), signal.SIGTERM)
         await asyncio.sleep(4.0)
     await load.stop()
 

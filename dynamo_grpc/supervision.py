@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import click
 
 _MAX_BACKOFF_S = 10.0
-#: The pauses begin anew for one that ran for so long.
-_STEADY_S = 30.0
+#: The pauses begin anew for one that ran for so long; one that was asked to end before this has failed.
+_STEADY_S, _BRIEF_S = 30.0, 1.0
 
 
 class Supervisor:
@@ -75,8 +75,11 @@ class Supervisor:
             on_end(process.pid)
             if self.stop.is_set():
                 return
-            if time.monotonic() - started > _STEADY_S:
+            ran_s = time.monotonic() - started
+            if ran_s > _STEADY_S:
                 backoff_s = 0.5
+            if code in (0, -signal.SIGTERM) and ran_s > _BRIEF_S:
+                continue  # somebody restarts it: there is nothing to be careful about
             click.echo(f"{name} ended ({_describe(code)}), starting it again in {backoff_s:g} s", err=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff_s):
