@@ -216,6 +216,7 @@ class Load:
         self._port = int(url.rpartition(":")[2])
         self._result, self._rng, self._leaves = result, rng, leaves
         self._stop = asyncio.Event()
+        self._pause_s = 0.05  # or what Retry-After says
         self.times: list[tuple[float, float, bool]] = []  # start, seconds, whether it was answered
         self._tasks = [asyncio.ensure_future(self._client(number)) for number in range(num_streams)]
 
@@ -237,7 +238,7 @@ class Load:
                 await asyncio.sleep(0.1)
             self.times.append((started, time.monotonic() - started, is_answered))
             if not is_answered:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(self._pause_s * self._rng.uniform(0.8, 1.2))
 
     async def _ask(self) -> bool:
         first = self._rng.choice(LETTERS)
@@ -276,8 +277,10 @@ class Load:
         if status is None:
             result.failed.append(f"no answer: {answer[:100]!r}")
             return False
-        if status[1] == "503" and re.search(r"^retry-after: \d+\r$", answer, re.MULTILINE) and "is full" in answer:
+        wait_s = re.search(r"^retry-after: (\d+)\r$", answer, re.MULTILINE)
+        if status[1] == "503" and wait_s is not None and "is full" in answer:
             result.refused += 1
+            self._pause_s = float(wait_s[1])
             return False
         if status[1] != "200" or '"error"' in answer:
             result.failed.append(answer[-600:])
@@ -370,7 +373,7 @@ async def gone(mesh: Mesh, result: Result, rng: random.Random, seconds: float) -
 
 
 async def flood(mesh: Mesh, result: Result, rng: random.Random, seconds: float) -> None:
-    """Five times as many clients as there is room for."""
+    """Five times as many clients as there is room for, who come back when they are told."""
     room = NUM_WORKERS * NUM_AT_ONCE
     fitting = Load(mesh.url, result, room, rng)
     await asyncio.sleep(max(4.0, seconds / 3))
