@@ -83,10 +83,8 @@ class Canary:
             await asyncio.sleep(self._wait_s)
             if not served.sick_because and (served.admission.num_running or served.admission.num_entered != count):
                 continue  # its requests show how it is
-            problem = await self._problem(self._limit_s)
-            if bool(problem) != bool(served.sick_because):
-                told = logging.ERROR if problem else logging.INFO
-                logger.log(told, "health check of %s: %s", served.name, problem or "it is well again")
-                served.sick_because = problem
+            before, served.sick_because = served.sick_because, await self._problem(self._limit_s)
+            if bool(before) != bool(served.sick_because):
+                level = logging.ERROR if served.sick_because else logging.INFO
+                logger.log(level, "health check of %s: %s", served.name, served.sick_because or "it is well again")
                 await on_change()
-            served.sick_because = problem

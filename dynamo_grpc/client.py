@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +34,8 @@ from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
 _REGISTRY_S = 10.0
+#: A registry that didn't say what a card's limit is is asked again after this long.
+_ASK_LIMIT_S = 10.0
 _REASONS = {
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
@@ -143,6 +146,7 @@ class Client:
         self._instances = InstanceSet(self._view, connections)
         self._router = Router(self._instances, delivery, f"endpoint {name}")
         self._limits: dict[str, int | None] = {}
+        self._ask_limit_at = 0.0
 
     def instance_ids(self) -> list[int]:
         """Ids of the instances that can be called now."""
@@ -246,15 +250,16 @@ class Client:
     async def _migration_limit(self, instance: model_card_pb2.Instance) -> int | None:
         """How often the model's card lets an answer go on elsewhere; None if it doesn't say, or can't be read now."""
         checksum = instance.card_checksum
-        if checksum not in self._limits:
+        if checksum not in self._limits and time.monotonic() >= self._ask_limit_at:
             try:
                 entries = await self._registry.list(f"{MODELS}{self.name.namespace}/", timeout_s=2.0)
-            except RegistryError:
+            except RegistryError:  # requests go on while it doesn't answer: they don't wait for it one by one
+                self._ask_limit_at = time.monotonic() + _ASK_LIMIT_S
                 return None
             cards = [card for entry in entries if (card := decode_card(entry)) and card.checksum == checksum]
             has_limit = bool(cards) and cards[0].HasField("migration_limit")
             self._limits[checksum] = cards[0].migration_limit if has_limit else None
-        return self._limits[checksum]
+        return self._limits.get(checksum)
 
     async def close(self) -> None:
         """Stop watching. Idempotent."""

@@ -18,12 +18,17 @@ from dynamo_grpc.v1 import control_pb2_grpc, endpoint_pb2_grpc, inference_pb2_gr
 #: Largest message in either direction, in bytes.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+#: Both ends ask whether the other one is there: it is gone when it is silent for 15 s, though nothing closed.
+KEEPALIVE_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 5_000),  # grpc.keepalive_timeout_ms has no effect
     ("grpc.http2.max_pings_without_data", 0),
+)
+
+CHANNEL_OPTIONS = (
+    *KEEPALIVE_OPTIONS,
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),  # also the time-out of a connection attempt
     ("grpc.max_reconnect_backoff_ms", 1_000),

@@ -102,9 +102,9 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         return load
 
     async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
-        found = [running.context for running in self._server.requests if running.context.id() == request.request_id]
+        found = [running for running in self._server.requests if running.context.id() == request.request_id]
         for running in found:
-            running.stop_generating()
+            running.context.stop_generating()
         return control_pb2.StopResponse(found=bool(found))
 
     async def SubscribeKvEvents(self, request: Any, context: Any) -> None:  # type: ignore[override]

@@ -121,8 +121,7 @@ class Requests:
             context.kill()
             if task is not None and task.cancelling():
                 raise  # the call was cancelled, or its time is over
-            told = running.ended_by or RequestCancelledError("the handler cancelled the request")
-            await abort(call, told, context, sender)
+            await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:
             await abort(call, _told(error, context), context, sender)
         finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from dynamo_grpc.closing import AsyncClosing
 from dynamo_grpc.context import Context
@@ -47,33 +48,24 @@ _FAILURES = (InternalError, HandlerOutputError, HandlerEndedError, ResponseTimeo
 _REFUSALS = (CardMismatchError, DrainingError, NotReadyError, OverloadedError, WrongInstanceError)
 
 
-class Route(Protocol):
+@dataclass(frozen=True, slots=True)
+class Route:
     """The way of one request.
 
     Attributes:
+        choose: picks an instance that has room, without the excluded ones; raises NoInstancesError or OverloadedError.
+        choose_later: the same after a failure: after a pause if there were some before, and it waits for one for a
+            while. Takes the excluded ones, the number of pauses, and whether the answer has begun.
         first_output_s: how long an instance may take to its first output; None is without limit.
         output_gap_s: the same between outputs.
     """
 
-    @property
-    def instances(self) -> InstanceSet: ...
-    @property
-    def budget(self) -> RetryBudget: ...
-    @property
-    def first_output_s(self) -> float | None: ...
-    @property
-    def output_gap_s(self) -> float | None: ...
-
-    def choose(self, excluded: frozenset[int]) -> Live:
-        """Pick an instance that has room.
-
-        Raises:
-            NoInstancesError: there is none.
-            OverloadedError: none has room.
-        """
-
-    def choose_later(self, excluded: frozenset[int], num_pauses: int, *, has_begun: bool) -> Awaitable[Live]:
-        """The same after a failure: after a pause if there were some before, and it waits for one for a while."""
+    instances: InstanceSet
+    budget: RetryBudget
+    choose: Callable[[frozenset[int]], Live]
+    choose_later: Callable[[frozenset[int], int, bool], Awaitable[Live]]
+    first_output_s: float | None = None
+    output_gap_s: float | None = None
 
 
 class RoutedStream(AsyncClosing, Generic[R, M]):
@@ -258,7 +250,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             if self._num_pauses > _MAX_PAUSES:
                 raise error
         num_pauses = max(self._num_attempts - 2, self._num_pauses)
-        later = self._route.choose_later(frozenset(self._failed), num_pauses, has_begun=has_begun)
+        later = self._route.choose_later(frozenset(self._failed), num_pauses, has_begun)
         waiting = asyncio.ensure_future(later)
         ended = self._context.async_killed_or_stopped()
         try:

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import random
 import time
-from dataclasses import dataclass
 
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery
 from dynamo_grpc.errors import InvalidRequestError, NoInstancesError, OverloadedError, names
 from dynamo_grpc.instances import FULL_S, InstanceSet, Live
 from dynamo_grpc.migration import MIGRATION_LIMIT, Answer
-from dynamo_grpc.routed import RoutedStream
+from dynamo_grpc.routed import Route, RoutedStream
 from dynamo_grpc.routing import Policy, RouterMode, make_policy
 from dynamo_grpc.routing.budget import RetryBudget
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
@@ -121,6 +120,18 @@ class Router:
                 async with asyncio.timeout(left_s):
                     await self.instances.wait_changed()
 
+    def _route(self, mode: RouterMode, instance_id: int | None) -> Route:
+        return Route(
+            self.instances,
+            self.budget,
+            lambda excluded: self.choose(mode, instance_id, excluded),
+            lambda excluded, num_pauses, has_begun: self.choose_later(
+                mode, instance_id, excluded, num_pauses, has_begun=has_begun
+            ),
+            self.first_output_s,
+            self.output_gap_s,
+        )
+
     def generate(
         self,
         request: inference_pb2.PreprocessedRequest,
@@ -138,7 +149,7 @@ class Router:
             request,
             context,
             lambda live, message: self._delivery.open_generate(live, message, context, self.first_output_s),
-            _Route(self, mode, instance_id),
+            self._route(mode, instance_id),
             Answer(request, self.migration_limit if migration_limit is None else migration_limit),
         )
 
@@ -154,36 +165,5 @@ class Router:
             request,
             context,
             lambda live, message: self._delivery.open_call(live, message, context),
-            _Route(self, mode, instance_id),
+            self._route(mode, instance_id),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """The way of one request."""
-
-    router: Router
-    mode: RouterMode
-    instance_id: int | None
-
-    @property
-    def instances(self) -> InstanceSet:
-        return self.router.instances
-
-    @property
-    def budget(self) -> RetryBudget:
-        return self.router.budget
-
-    @property
-    def first_output_s(self) -> float | None:
-        return self.router.first_output_s
-
-    @property
-    def output_gap_s(self) -> float | None:
-        return self.router.output_gap_s
-
-    def choose(self, excluded: frozenset[int]) -> Live:
-        return self.router.choose(self.mode, self.instance_id, excluded)
-
-    async def choose_later(self, excluded: frozenset[int], num_pauses: int, *, has_begun: bool) -> Live:
-        return await self.router.choose_later(self.mode, self.instance_id, excluded, num_pauses, has_begun=has_begun)

@@ -15,7 +15,7 @@ import grpc
 
 from dynamo_grpc import health
 from dynamo_grpc.admission import Admission
-from dynamo_grpc.connections import MAX_MESSAGE_BYTES
+from dynamo_grpc.connections import KEEPALIVE_OPTIONS, MAX_MESSAGE_BYTES
 from dynamo_grpc.control import ControlServicer, Load
 from dynamo_grpc.errors import (
     ConfigurationError,
@@ -59,10 +59,7 @@ SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # else pings end a stream that is silent for 30 s
     ("grpc.keepalive_permit_without_calls", 1),
-    # a client that is frozen, or whose host is gone, holds no turn
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
+    *KEEPALIVE_OPTIONS,  # a client that is frozen, or whose host is gone, holds no turn
 )
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
-from dynamo_frontend.schemas import Asked, ChatRequest, check_refused
-from dynamo_grpc import MeshError, UnsupportedError
+from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
+from dynamo_frontend.shapes import typed_event
+from dynamo_grpc import MeshError
 from dynamo_grpc.v1 import inference_pb2 as pb
 
 _REASONS = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use"}
@@ -38,8 +39,6 @@ class Turn(BaseModel):
 class MessagesRequest(Asked):
     """Body of /v1/messages, and of /v1/messages/count_tokens without max_tokens."""
 
-    model_config = ConfigDict(extra="allow")
-
     messages: list[Turn] = Field(min_length=1, max_length=4096)
     system: str | list[dict[str, Any]] | None = None
     max_tokens: int = Field(ge=1, lt=2**32)
@@ -65,31 +64,20 @@ class MessagesRequest(Asked):
             UnsupportedError: content that isn't text.
         """
         check_refused(self, self.refused)
-        turns = [{"role": "system", "content": _text_of(self.system, "system")}] if self.system else []
+        turns = [{"role": "system", "content": text_of(self.system, "system")}] if self.system else []
         for number, turn in enumerate(self.messages):
-            turns.append({"role": turn.role, "content": _text_of(turn.content, f"messages.{number}.content")})
-        values = {
-            "model": self.model, "messages": turns, "stream": self.stream, "stop": self.stop_sequences or None,
-            "max_completion_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p,
-            "top_k": self.top_k,
-        }  # fmt: skip
-        return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
+            turns.append({"role": turn.role, "content": text_of(turn.content, f"messages.{number}.content")})
+        return ChatRequest.of(
+            model=self.model, messages=turns, stream=self.stream, stop=self.stop_sequences or None,
+            max_completion_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
+            top_k=self.top_k,
+        )  # fmt: skip
 
 
 class CountRequest(MessagesRequest):
     """Body of /v1/messages/count_tokens."""
 
     max_tokens: int = Field(1, ge=1, lt=2**32)
-
-
-def _text_of(content: str | list[dict[str, Any]], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    for number, part in enumerate(content):
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
-            text = f"content of type {part.get('type')!r} is not supported here"
-            raise UnsupportedError(text, param=f"{where}.{number}")
-    return "".join(part["text"] for part in content)
 
 
 class MessagesShape:
@@ -103,21 +91,23 @@ class MessagesShape:
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         message = self._message([], None, None, {"input_tokens": usage.prompt_tokens, "output_tokens": 0})
         block = {"type": "text", "text": ""}
-        return _event("message_start", message=message) + _event("content_block_start", index=0, content_block=block)
+        return typed_event("message_start", message=message) + typed_event(
+            "content_block_start", index=0, content_block=block
+        )
 
     def event(self, piece: Piece) -> bytes:
         if piece.finish:
             self._finish, self._stop = piece.finish, piece.stop
         if not piece.text:
             return b""
-        return _event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
+        return typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
 
     def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
         delta = {"stop_reason": _reason(self._finish, self._stop), "stop_sequence": self._stop}
         return b"".join((
-            _event("content_block_stop", index=0),
-            _event("message_delta", delta=delta, usage=_usage(usage, num_migrations)),
-            _event("message_stop"),
+            typed_event("content_block_stop", index=0),
+            typed_event("message_delta", delta=delta, usage=_usage(usage, num_migrations)),
+            typed_event("message_stop"),
         ))  # fmt: skip
 
     def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
@@ -142,10 +132,6 @@ class MessagesShape:
             "stop_sequence": stop,
             "usage": usage,
         }
-
-
-def _event(kind: str, **values: Any) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **values}) + b"\n\n"
 
 
 def _reason(finish: str | None, stop: str | None) -> str:

@@ -227,13 +227,9 @@ class Frontend:
 
                 def make_relays() -> Relays:
                     nonlocal relays
-                    relays = Relays([
-                        (
-                            Relay(model, sampling, part.message, context, record, mode, instance_id, part.index),
-                            part.counts_prompt,
-                        )
-                        for part in parts
-                    ])  # fmt: skip
+                    relays = Relays(
+                        [Relay(model, sampling, part, context, record, mode, instance_id) for part in parts]
+                    )
                     return relays
 
                 assert model.preparation is not None

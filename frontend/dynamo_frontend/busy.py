@@ -58,13 +58,11 @@ class Thresholds:
 class BusyWatch:
     """Marks the busy ones of a model's instances. Without a threshold nobody is asked."""
 
-    def __init__(self, instances: InstanceSet, thresholds: Thresholds) -> None:
-        self._instances, self._thresholds = instances, thresholds
+    def __init__(self, instances: InstanceSet) -> None:
+        self._instances, self._thresholds = instances, Thresholds()
         self._loads: dict[str, control_pb2.WatchLoadResponse] = {}
         self._watching: dict[Live, asyncio.Task[None]] = {}  # one that came back at another address is another one
         self._task: asyncio.Task[None] | None = None
-        if thresholds.is_set:
-            self.set(thresholds)
 
     @property
     def thresholds(self) -> Thresholds:

@@ -44,15 +44,9 @@ _MAX_RESTING = 32
 class Model:
     """A model and its instances."""
 
-    def __init__(
-        self,
-        card: model_card_pb2.ModelCard,
-        instances: InstanceSet,
-        router: Router,
-        thresholds: Thresholds | None = None,
-    ) -> None:
+    def __init__(self, card: model_card_pb2.ModelCard, instances: InstanceSet, router: Router) -> None:
         self.card, self.instances, self.router = card, instances, router
-        self.busy = BusyWatch(instances, thresholds or Thresholds())
+        self.busy = BusyWatch(instances)
         self.created = int(time.time())
         self.preparation: Preparation | None = None
         self.loading: asyncio.Task[None] | None = None
@@ -209,8 +203,7 @@ class Catalog:
             if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
                 self._gone.pop(name, None)
                 model = self._models[name] = self._resting.pop((name, card.checksum), None) or self._open(card)
-                if (thresholds := self._thresholds_by_name.get(name)) is not None:
-                    model.busy.set(thresholds)
+                model.busy.set(self._thresholds_by_name.get(name, self._thresholds))
         self._changes.tell()
 
     def _rest(self, model: Model) -> None:
@@ -245,7 +238,7 @@ class Catalog:
             first_output_s=self._limits_s[0],
             output_gap_s=self._limits_s[1],
         )
-        model = Model(card, instances, router, self._thresholds_by_name.get(card.name, self._thresholds))
+        model = Model(card, instances, router)
         model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
         return model
 

@@ -195,16 +195,16 @@ class _Server(uvicorn.Server):
         self._first_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._first_at is not None and time.monotonic() - self._first_at < SAME_SIGNAL_S:
-            return
-        if self._app.is_draining or not self._grace_s or self._loop is None:
-            self.force_exit = self._app.is_draining  # the second signal ends it at once
-            self._app.is_draining, self._first_at = True, time.monotonic()
-            super().handle_exit(sig, frame)
-            return
-        self._app.is_draining, self._first_at = True, time.monotonic()
-        leave = functools.partial(super().handle_exit, sig, frame)
-        self._loop.call_soon_threadsafe(self._loop.call_later, self._grace_s, leave)
+        now, leave = time.monotonic(), functools.partial(super().handle_exit, sig, frame)
+        if self._first_at is None:
+            self._first_at, self._app.is_draining = now, True
+            if self._grace_s and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop.call_later, self._grace_s, leave)
+            else:
+                leave()
+        elif now - self._first_at >= SAME_SIGNAL_S:  # the second signal ends it at once
+            self.force_exit = True
+            leave()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

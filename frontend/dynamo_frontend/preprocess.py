@@ -168,9 +168,9 @@ def _guide_by_extension(message: inference_pb2.PreprocessedRequest, request: Sam
     given = [name for name in _GUIDED if getattr(request, name) is not None]
     if len(given) > 1:
         raise InvalidRequestError(f"give one of {' and '.join(given)}", param=given[1])
-    guided = message.guided_decoding if given else None
-    if guided is None:
+    if not given:
         return
+    guided = message.guided_decoding
     if request.guided_json is not None:
         is_text = isinstance(request.guided_json, str)
         guided.json_schema = request.guided_json if is_text else json.dumps(request.guided_json)  # type: ignore[assignment]

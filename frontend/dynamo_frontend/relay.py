@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.postprocess import ChoiceText, Detokenizer
-from dynamo_frontend.preprocess import stop_strings
+from dynamo_frontend.preprocess import Part, stop_strings
 from dynamo_frontend.record import Record
 from dynamo_frontend.schemas import Sampling
 from dynamo_grpc import Context, HandlerEndedError, RouterMode
@@ -45,9 +45,11 @@ class Relay:
     """Sends a prepared request and turns its outputs into pieces.
 
     Args:
-        index: of its first choice in the client's answer.
+        request: what the client asked for.
+        part: of it, that is sent.
 
     Attributes:
+        counts_prompt: whether its prompt counts in the usage of the whole.
         usage: prompt and completion tokens; final when `run` has ended.
         num_migrations: how often it went on at another worker.
     """
@@ -56,15 +58,15 @@ class Relay:
         self,
         model: Model,
         request: Sampling,
-        message: pb.PreprocessedRequest,
+        part: Part,
         context: Context,
         record: Record,
         mode: RouterMode,
         instance_id: int | None,
-        index: int = 0,
     ) -> None:
+        message = part.message
         self._model, self._message, self._context, self._record = model, message, context, record
-        self._index = index
+        self._index, self.counts_prompt = part.index, part.counts_prompt
         self._mode, self._instance_id = mode, instance_id
         self._options = request
         self._stops = stop_strings(request)
@@ -192,24 +194,20 @@ class Relay:
 
 
 class Relays:
-    """The relays of one answer, side by side: when one fails, all are given up.
+    """The relays of one answer, side by side: when one fails, all are given up."""
 
-    Args:
-        relays: each with whether its prompt counts in the usage.
-    """
-
-    def __init__(self, relays: Sequence[tuple[Relay, bool]]) -> None:
+    def __init__(self, relays: Sequence[Relay]) -> None:
         self._relays = relays
 
     @property
     def usage(self) -> pb.Usage:
         """Of all."""
         if len(self._relays) == 1:
-            return self._relays[0][0].usage
+            return self._relays[0].usage
         total = pb.Usage()
-        for relay, counts_prompt in self._relays:
+        for relay in self._relays:
             total.completion_tokens += relay.usage.completion_tokens
-            if counts_prompt:
+            if relay.counts_prompt:
                 total.prompt_tokens += relay.usage.prompt_tokens
             for name in ("cached_tokens", "reasoning_tokens"):
                 if relay.usage.HasField(name):  # type: ignore[arg-type]
@@ -219,19 +217,19 @@ class Relays:
     @property
     def usage_so_far(self) -> pb.Usage:
         """Of all, while they run."""
-        for relay, _ in self._relays:
+        for relay in self._relays:
             relay.settle()
         return self.usage
 
     @property
     def num_migrations(self) -> int:
         """Of all."""
-        return sum(relay.num_migrations for relay, _ in self._relays)
+        return sum(relay.num_migrations for relay in self._relays)
 
     async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
         """As `Relay.run`, for all of them at once."""
         if len(self._relays) == 1:
-            await self._relays[0][0].run(show, rest)
+            await self._relays[0].run(show, rest)
             return
         lock = asyncio.Lock()
 
@@ -241,7 +239,7 @@ class Relays:
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for relay, _ in self._relays:
+                for relay in self._relays:
                     tasks.create_task(relay.run(show, rest_alone))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None

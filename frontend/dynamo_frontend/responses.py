@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
-from dynamo_frontend.schemas import Asked, ChatRequest, check_refused
-from dynamo_frontend.shapes import ChatShape
+from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
+from dynamo_frontend.shapes import ChatShape, typed_event
 from dynamo_grpc import UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 
@@ -38,8 +37,6 @@ class TextOptions(BaseModel):
 
 class ResponsesRequest(Asked):
     """Body of /v1/responses."""
-
-    model_config = ConfigDict(extra="allow")
 
     input: str | list[InputItem]
     instructions: str | None = None
@@ -79,27 +76,16 @@ class ResponsesRequest(Asked):
         for number, item in enumerate(items):
             if item.type != "message":
                 raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=f"input.{number}")
-            turns.append({"role": item.role, "content": _text_of(item.content, f"input.{number}.content")})
+            turns.append({"role": item.role, "content": text_of(item.content, f"input.{number}.content", _TEXTS)})
         wanted = (self.text or TextOptions()).format
         if wanted.get("type") == "json_schema":
             wanted = {"type": "json_schema", "json_schema": wanted}
         has_logprobs = _LOGPROBS in (self.include or ())
-        values = {
-            "model": self.model, "messages": turns, "stream": self.stream, "response_format": wanted,
-            "max_completion_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p,
-            "logprobs": has_logprobs or None, "top_logprobs": self.top_logprobs if has_logprobs else None,
-        }  # fmt: skip
-        return ChatRequest.model_validate({name: value for name, value in values.items() if value is not None})
-
-
-def _text_of(content: str | list[dict[str, Any]], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    for number, part in enumerate(content):
-        if part.get("type") not in _TEXTS or not isinstance(part.get("text"), str):
-            text = f"content of type {part.get('type')!r} is not supported here"
-            raise UnsupportedError(text, param=f"{where}.{number}")
-    return "".join(part["text"] for part in content)
+        return ChatRequest.of(
+            model=self.model, messages=turns, stream=self.stream, response_format=wanted,
+            max_completion_tokens=self.max_output_tokens, temperature=self.temperature, top_p=self.top_p,
+            logprobs=has_logprobs or None, top_logprobs=self.top_logprobs if has_logprobs else None,
+        )  # fmt: skip
 
 
 class ResponsesShape(ChatShape):
@@ -109,12 +95,10 @@ class ResponsesShape(ChatShape):
         super().__init__(request_id, asked, tokenizer)
         self._asked = asked
         self._response_id, self._item_id = f"resp_{request_id}", f"msg_{request_id}"
-        self._created_at = int(time.time())
         self._number = 0
         self._pieces: list[str] = []
         self._entries: list[dict[str, Any]] = []
         self._finish: str | None = None
-        self._delta_end = b""
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         snapshot = self._response("in_progress", [], None)
@@ -131,8 +115,7 @@ class ResponsesShape(ChatShape):
 
     def _event(self, kind: str, **values: Any) -> bytes:
         number, self._number = self._number, self._number + 1
-        content = orjson.dumps({"type": kind, "sequence_number": number, **values})
-        return b"event: " + kind.encode() + b"\ndata: " + content + b"\n\n"
+        return typed_event(kind, sequence_number=number, **values)
 
     def event(self, piece: Piece) -> bytes:
         if piece.finish:
@@ -183,7 +166,7 @@ class ResponsesShape(ChatShape):
         return {
             "id": self._response_id,
             "object": "response",
-            "created_at": self._created_at,
+            "created_at": self._base["created"],
             "status": status,
             "background": False,
             "error": None,

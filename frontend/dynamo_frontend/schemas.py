@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,6 +66,21 @@ class Asked(BaseModel):
     def unknown(self) -> list[str]:
         """Fields that nobody knows, for the warning."""
         return sorted(set(self.model_extra or {}) - set(self.refused))
+
+
+def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[str] = ("text",)) -> str:
+    """The text of a message's content, whole or in parts.
+
+    Raises:
+        UnsupportedError: a part is of no type of text; names its place.
+    """
+    if isinstance(content, str):
+        return content
+    for number, part in enumerate(content):
+        if part.get("type") not in types or not isinstance(part.get("text"), str):
+            text = f"content of type {part.get('type')!r} is not supported here"
+            raise UnsupportedError(text, param=f"{where}.{number}")
+    return "".join(part["text"] for part in content)
 
 
 def check_refused(asked: BaseModel, refused: Mapping[str, tuple[Any, ...]]) -> None:
@@ -134,6 +149,11 @@ class ChatRequest(Sampling):
         "parallel_tool_calls": (True, False),
         "service_tier": ("auto", "default"),
     }
+
+    @classmethod
+    def of(cls, **values: Any) -> ChatRequest:
+        """One from another API's request; None is unset."""
+        return cls.model_validate({name: value for name, value in values.items() if value is not None})
 
 
 class CompletionRequest(Sampling):

@@ -32,6 +32,11 @@ def usage_dict(usage: pb.Usage, num_migrations: int = 0) -> dict[str, Any]:
     return values
 
 
+def typed_event(kind: str, **values: Any) -> bytes:
+    """An event that has its type as name and in its data."""
+    return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **values}) + b"\n\n"
+
+
 class Shape(Protocol):
     """How answers of one endpoint look."""
 

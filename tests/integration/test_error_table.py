@@ -94,12 +94,21 @@ async def test_every_error_over_grpc(mesh: Mesh, after: int) -> None:
     runtime = await mesh.serve_worker(worker)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{runtime.server.port}") as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
+        lane: tuple[tuple[str, str], ...] = ()
+        if mesh._delivery:
+            deliver = stub.Deliver(inference_pb2.DeliverRequest(delivery="ours"))
+            await deliver.initial_metadata()
+            lane = (("x-delivery", "ours"), ("x-delivery-id", "7"))
         for error in RAISED:
             worker.error, worker.after = error, after
             num_tokens = 0
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async for response in stub.Generate(inference_pb2.PreprocessedRequest(token_ids=[300])):
+                request = inference_pb2.PreprocessedRequest(token_ids=[300])
+                async for response in stub.Generate(request, metadata=lane):
                     num_tokens += sum(len(delta.token_ids) for delta in response.choices)
+            if lane:  # each output was a token, and went there
+                assert num_tokens == 0
+                num_tokens = int(caught.value.trailing_metadata().get("x-delivery-outputs", 0))
             info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
             details = caught.value.trailing_metadata()["grpc-status-details-bin"]
             for detail in status_pb2.Status.FromString(details).details:
