@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from dynamo_grpc import Context, EngineShutdown, HandlerEndedError, OverloadedError, ResponseTimeoutError
+from dynamo_grpc import Context, EngineShutdown, HandlerEndedError, OverloadedError, RegistryError, ResponseTimeoutError
 from dynamo_grpc.records import to_entries
 from dynamo_grpc.testing import Faults, Mesh
 from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc, model_card_pb2
@@ -219,3 +219,19 @@ async def test_metadata_that_can_not_be_sent_leaves_nothing_behind(mesh: Mesh) -
             await client.generate(None, context=Context(metadata={"number": 5}))  # type: ignore[dict-item]
     assert (live.connection.num_inflight, live.connection.num_users) == (0, 1)
     assert await collect(await client.generate(None)) == [1]
+
+
+async def test_a_registry_that_does_not_answer_holds_up_no_request(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model's card says is asked for; not by each request while nobody answers."""
+    await mesh.serve(NAME, Counting().generate, toy(10_000))
+    client, num_asked = await mesh.client(NAME), 0
+
+    async def silent(*args: Any, **kwargs: Any) -> Any:
+        nonlocal num_asked
+        num_asked += 1
+        raise RegistryError("it does not answer")
+
+    monkeypatch.setattr(client._registry, "list", silent)
+    for _ in range(5):
+        assert (await read(await client.generate(request())))[0] == list(range(20))
+    assert num_asked == 1

@@ -9,7 +9,7 @@ from typing import Any
 import dynamo_workers.tiny as tiny
 import pytest
 
-from dynamo_grpc import RouterMode
+from dynamo_grpc import DistributedRuntime, RouterMode
 from dynamo_grpc.testing import Faults, Mesh
 from dynamo_grpc.worker import model_of, serve_options
 
@@ -53,6 +53,16 @@ def seen(text: str) -> dict[str, Any]:
     }
 
 
+async def serve_two(mesh: Mesh, faults: Faults) -> DistributedRuntime:
+    """One worker with faults, whose runtime is returned, and one without."""
+    worker = tiny.Tiny()
+    await worker.start()
+    name = "dynamo.backend.generate"
+    leaving = await mesh.serve(name, faults.wrap(worker.generate), model_of(tiny.Tiny), **serve_options(worker))
+    await mesh.serve_worker(tiny.Tiny())
+    return leaving
+
+
 async def ask(front: Front, **options: Any) -> dict[str, Any]:
     body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}, **options}
     response = await front.post(body)
@@ -62,11 +72,8 @@ async def ask(front: Front, **options: Any) -> dict[str, Any]:
 
 @both_lanes
 async def test_moved_anywhere(mesh: Mesh) -> None:
-    faults, worker = Faults(), tiny.Tiny()
-    await worker.start()
-    name = "dynamo.backend.generate"
-    leaving = await mesh.serve(name, faults.wrap(worker.generate), model_of(tiny.Tiny), **serve_options(worker))
-    await mesh.serve_worker(tiny.Tiny())
+    faults = Faults()
+    leaving = await serve_two(mesh, faults)
     async with front_of(mesh) as front:
         await eventually(front.frontend.catalog.ready)
         (model,) = front.frontend.catalog.all()
@@ -94,11 +101,7 @@ async def test_moved_anywhere(mesh: Mesh) -> None:
 @both_lanes
 @pytest.mark.parametrize("options", [{"n": 2}, {"logprobs": True, "n": 3}])
 async def test_several_choices_end_with_the_reason(mesh: Mesh, options: dict[str, Any]) -> None:
-    faults, worker = Faults(leave_after=3), tiny.Tiny()
-    await worker.start()
-    name = "dynamo.backend.generate"
-    leaving = await mesh.serve(name, faults.wrap(worker.generate), model_of(tiny.Tiny), **serve_options(worker))
-    await mesh.serve_worker(tiny.Tiny())
+    leaving = await serve_two(mesh, Faults(leave_after=3))
     async with front_of(mesh) as front:
         await eventually(front.frontend.catalog.ready)
         (model,) = front.frontend.catalog.all()
