@@ -11,11 +11,14 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from google.protobuf.message import Message
+
 from dynamo_grpc.client import to_preprocessed_request
 from dynamo_grpc.context import Context
-from dynamo_grpc.messages import to_dict
+from dynamo_grpc.messages import from_dict, to_dict
 from dynamo_grpc.server import Served
-from dynamo_grpc.validation import with_defaults
+from dynamo_grpc.v1 import inference_pb2
+from dynamo_grpc.validation import makes_vectors_alone, with_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,8 @@ class Canary:
     """Checks one endpoint by its handler, in process.
 
     Args:
-        payload: the request; for a model a dict of PreprocessedRequest's fields or a list of token ids.
+        payload: the request; for a model a dict of PreprocessedRequest's fields or a list of token ids, or of
+            EmbedRequest's if it makes vectors.
         wait_s: check again after so long without another request; None is never.
         limit_s: how long such a check may take.
     """
@@ -35,7 +39,11 @@ class Canary:
     def __init__(self, served: Served, payload: Any, wait_s: float | None = None, limit_s: float = 3.0) -> None:
         self._served, self._wait_s, self._limit_s = served, wait_s, limit_s
         if served.card:
-            message = with_defaults(to_preprocessed_request(payload), served.card)
+            message: Message
+            if makes_vectors_alone(served.card):
+                message = from_dict(payload, inference_pb2.EmbedRequest())
+            else:
+                message = with_defaults(to_preprocessed_request(payload), served.card)
             self._payload: Any = to_dict(message) if served.gives_dicts else message
         else:
             self._payload = payload

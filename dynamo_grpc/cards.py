@@ -22,7 +22,18 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_c
 
 #: Optional abilities that a worker can declare; a request that needs another one is refused.
 CAPABILITIES = frozenset(
-    {"n", "best_of", "beam_search", "logprobs", "prompt_logprobs", "guided_decoding", "lora", "media", "stop"}
+    [
+        "n",
+        "best_of",
+        "beam_search",
+        "logprobs",
+        "prompt_logprobs",
+        "guided_decoding",
+        "lora",
+        "media",
+        "stop",
+        "dimensions",
+    ]
 )
 
 

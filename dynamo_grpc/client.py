@@ -98,9 +98,14 @@ class ResponseStream(AsyncClosing):
         await self._stream.aclose()
 
 
-def _values(message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse | int) -> Iterator[Any]:
+def _values(
+    message: inference_pb2.GenerateResponse | endpoint_pb2.CallResponse | inference_pb2.EmbedResponse | int,
+) -> Iterator[Any]:
     if isinstance(message, int):
         yield {"token_ids": [message], "index": 0}
+        return
+    if isinstance(message, inference_pb2.EmbedResponse):
+        yield from (list(vector.values) for vector in message.embeddings)
         return
     if isinstance(message, endpoint_pb2.CallResponse):
         yield message.data if message.WhichOneof("payload") == "data" else from_value(message.json)
@@ -127,7 +132,7 @@ class Client:
     """A client of one endpoint; `await endpoint.client()` makes it.
 
     A request is a JSON value or bytes; for an endpoint that serves a model a dict of PreprocessedRequest's fields, a
-    list of token ids, or the message itself.
+    list of token ids, or the message itself. An EmbedRequest is answered by a vector for each of its inputs.
     """
 
     def __init__(
@@ -231,10 +236,13 @@ class Client:
             raise NoInstancesError(
                 f"no instances found for endpoint {self.name}: {await self._what_there_is()}", retry_after_s=1.0
             )
-        if listed[0].instance.kind == model_card_pb2.ENDPOINT_KIND_MODEL:
+        stream: RoutedStream[Any, Any]
+        if isinstance(request, inference_pb2.EmbedRequest):
+            stream = self._router.embed(request, context, mode, instance_id)
+        elif listed[0].instance.kind == model_card_pb2.ENDPOINT_KIND_MODEL:
             message = to_preprocessed_request(request)
             limit = await self._migration_limit(listed[0].instance)
-            stream: RoutedStream[Any, Any] = self._router.generate(message, context, mode, instance_id, limit)
+            stream = self._router.generate(message, context, mode, instance_id, limit)
         else:
             call = endpoint_pb2.CallRequest(endpoint=str(self.name))
             if isinstance(request, (bytes, bytearray)):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import grpc
 
 from dynamo_grpc.inbox import LaneClient
-from dynamo_grpc.v1 import control_pb2_grpc, endpoint_pb2_grpc, inference_pb2_grpc
+from dynamo_grpc.v1 import control_pb2_grpc, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 #: Largest message in either direction, in bytes.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -56,6 +56,12 @@ class Connection:
         self.num_inflight = 0
         self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self.inference = inference_pb2_grpc.InferenceStub(self.channel)
+        # one message is a stream of one: so that it is read, and goes elsewhere, as a stream does
+        self.embed = self.channel.unary_stream(
+            "/dynamo_grpc.v1.Inference/Embed",
+            request_serializer=inference_pb2.EmbedRequest.SerializeToString,
+            response_deserializer=inference_pb2.EmbedResponse.FromString,
+        )
         self.endpoint = endpoint_pb2_grpc.EndpointStub(self.channel)
         self.control = control_pb2_grpc.ControlStub(self.channel)
         self.lane = LaneClient(self.inference, address) if has_lane else None

@@ -39,7 +39,7 @@ from dynamo_grpc.metadata import (
 from dynamo_grpc.status import from_rpc_error, has_details
 from dynamo_grpc.v1 import control_pb2, endpoint_pb2, inference_pb2
 
-M = TypeVar("M", inference_pb2.GenerateResponse, endpoint_pb2.CallResponse)
+M = TypeVar("M", inference_pb2.GenerateResponse, endpoint_pb2.CallResponse, inference_pb2.EmbedResponse)
 
 #: After a gentle stop, a stream that its reader left is cancelled only after this long.
 GENTLE_S = 5.0
@@ -262,8 +262,7 @@ class Delivery:
         first_output_s: float | None = None,
     ) -> OutputStream[inference_pb2.GenerateResponse]:
         """Send a request to a model; the worker is told how long its first output may take."""
-        more = () if first_output_s is None else ((FIRST_OUTPUT_S, f"{first_output_s:g}"),)
-        return self._open(live, live.connection.inference.Generate, request, context, more)
+        return self._open(live, live.connection.inference.Generate, request, context, first_output_s)
 
     def open_call(
         self, live: Live, request: endpoint_pb2.CallRequest, context: Context
@@ -271,14 +270,29 @@ class Delivery:
         """Send a request to an endpoint of any kind."""
         return self._open(live, live.connection.endpoint.Call, request, context)
 
+    def open_embed(
+        self, live: Live, request: inference_pb2.EmbedRequest, context: Context, first_output_s: float | None = None
+    ) -> OutputStream[inference_pb2.EmbedResponse]:
+        """Send a request to a model that makes vectors: a stream of one answer."""
+        return self._open(live, live.connection.embed, request, context, first_output_s, has_lane=False)
+
     def _open(
-        self, live: Live, method: Any, request: Any, context: Context, more: tuple[tuple[str, str], ...] = ()
+        self,
+        live: Live,
+        method: Any,
+        request: Any,
+        context: Context,
+        first_output_s: float | None = None,
+        *,
+        has_lane: bool = True,
     ) -> OutputStream[Any]:
-        metadata = (*to_metadata(context, live.instance_id), *more)
+        metadata = to_metadata(context, live.instance_id)
+        if first_output_s is not None:
+            metadata = (*metadata, (FIRST_OUTPUT_S, f"{first_output_s:g}"))
         connection = self._connections.acquire(live.connection.address)
         connection.num_inflight += 1
         inbox, delivery_id = Inbox(), 0
-        if connection.lane is not None and connection.lane.name:
+        if has_lane and connection.lane is not None and connection.lane.name:
             delivery_id, inbox.has_lane = connection.lane.open_inbox(inbox), True
             metadata = (*metadata, (DELIVERY, connection.lane.name), (DELIVERY_ID, str(delivery_id)))
         call = method(request, timeout=context.remaining_s(), metadata=metadata)

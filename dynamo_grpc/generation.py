@@ -58,6 +58,7 @@ class Generation:
     _num_choices: int = 1
     _is_usage_told: bool = False
     _wants_logprobs: bool = False
+    _wants_prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         stop = self.request.stop_conditions
@@ -68,6 +69,7 @@ class Generation:
         self._max_tokens = stop.max_tokens if stop.HasField("max_tokens") else None
         self._min_tokens = stop.min_tokens
         self._wants_logprobs = self.request.output_options.HasField("logprobs")
+        self._wants_prompt_logprobs = self.request.output_options.HasField("prompt_logprobs")
         self._num_choices = max(1, self.request.sampling_options.n)
 
     @property
@@ -91,6 +93,8 @@ class Generation:
         if given.HasField("usage"):
             self._usage.MergeFrom(given.usage)
             given.ClearField("usage")
+        if self._wants_prompt_logprobs:
+            self._check_prompt(given.prompt_info)
         kept = [delta for delta in given.choices if self._limit(delta)]
         if len(kept) != len(given.choices):
             del given.choices[:]
@@ -194,6 +198,17 @@ class Generation:
         may_be_plain = self._num_choices == 1 and not self._wants_logprobs and not choice.is_finished
         self._plain = choice if may_be_plain else None
         return bool(delta.token_ids or delta.text or choice.is_finished)
+
+    def _check_prompt(self, told: pb.PromptInfo) -> None:
+        """The first output says how likely the prompt's tokens are."""
+        self._wants_prompt_logprobs = False
+        count, wanted = len(told.logprobs.token_logprobs), len(self.request.token_ids)
+        has_top = not self.request.output_options.prompt_logprobs or len(told.logprobs.top) == wanted
+        if count != wanted or not has_top:
+            raise HandlerOutputError(
+                f"handler {self.handler_name} declares the capability 'prompt_logprobs' and its first output has "
+                f"{count} of them in prompt_info for a prompt of {wanted} tokens ({len(told.logprobs.top)} tops)"
+            )
 
     @staticmethod
     def _cut(delta: pb.ChoiceDelta, length: int, finish: pb.FinishInfo) -> None:

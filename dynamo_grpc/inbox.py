@@ -93,7 +93,7 @@ class Inbox:
             return
         self._num_own_bytes += message.ByteSize()
         self._num_own += 1
-        sequence = message.sequence
+        sequence = getattr(message, "sequence", 0)  # an answer in one message has none
         if sequence == 0 and self._expected and not (self._is_numbered or self._num_by_lane):
             # a worker that doesn't number its outputs sends 0 for all; those that do are held to it
             self._expected += 1

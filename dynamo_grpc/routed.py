@@ -36,7 +36,7 @@ from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R", inference_pb2.PreprocessedRequest, endpoint_pb2.CallRequest)
+R = TypeVar("R", inference_pb2.PreprocessedRequest, endpoint_pb2.CallRequest, inference_pb2.EmbedRequest)
 
 #: How many instances a request is tried at before its first output, and again when it goes on elsewhere.
 MAX_ATTEMPTS = 4

@@ -167,3 +167,18 @@ class Router:
             lambda live, message: self._delivery.open_call(live, message, context),
             self._route(mode, instance_id),
         )
+
+    def embed(
+        self, request: inference_pb2.EmbedRequest, context: Context, mode: RouterMode, instance_id: int | None = None
+    ) -> RoutedStream[inference_pb2.EmbedRequest, inference_pb2.EmbedResponse]:
+        """Send a request to a model that makes vectors; the stream has one answer.
+
+        Raises:
+            NoInstancesError, OverloadedError: as `choose`.
+        """
+        return RoutedStream(
+            request,
+            context,
+            lambda live, message: self._delivery.open_embed(live, message, context, self.first_output_s),
+            self._route(mode, instance_id),
+        )

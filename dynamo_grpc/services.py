@@ -14,19 +14,22 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from dynamo_grpc.context import Context
+from dynamo_grpc.embedding import Vectors
 from dynamo_grpc.errors import (
     CardMismatchError,
     EndpointNotFoundError,
     HandlerOutputError,
     NotReadyError,
+    RequestCancelledError,
     ResponseTimeoutError,
+    UnsupportedError,
 )
 from dynamo_grpc.generation import Generation
 from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
 from dynamo_grpc.requests import Running
-from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc
-from dynamo_grpc.validation import check_request, with_defaults
+from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc, model_card_pb2
+from dynamo_grpc.validation import check_embed, check_request, makes_vectors_alone, with_defaults
 
 if TYPE_CHECKING:
     from dynamo_grpc.server import Served, Server
@@ -72,21 +75,59 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             del lanes[request.delivery]
 
     async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker makes no embeddings")
+        answers: list[inference_pb2.EmbedResponse] = []
+
+        async def work(running: Running) -> None:
+            answers.append(await self._embed(request, running))
+
+        await self._server.requests.serve(context, f"{INFERENCE}/Embed", request.request_id, work)
+        return answers[0]
+
+    async def _embed(self, request: inference_pb2.EmbedRequest, running: Running) -> inference_pb2.EmbedResponse:
+        served, card = self._begin(request.model, running)
+        if model_card_pb2.MODEL_TYPE_EMBEDDING not in card.model_types:
+            raise UnsupportedError(f"model {card.name!r} makes no embeddings", param="model")
+        check_embed(request, card)
+        given = inference_pb2.EmbedRequest()
+        given.CopyFrom(request)
+        given.model, given.request_id = card.name, running.context.id()
+        vectors = Vectors(served.handler.name, given)
+        wait = running.sender.tell_queued
+        if not await served.admission.enter(running.context, request.priority, on_wait=wait):
+            raise RequestCancelledError("the request was stopped while it waited for its turn")
+        try:
+            stream = served.handler(to_dict(given) if served.gives_dicts else given, running.context)
+            async with contextlib.aclosing(stream) as items:
+                async for item in items:
+                    vectors.feed(item)
+        finally:
+            served.admission.leave()
+        return vectors.response()
+
+    def _begin(self, model: str, running: Running) -> tuple[Served, model_card_pb2.ModelCard]:
+        """Whose request it is.
+
+        Raises:
+            MeshError: it can't be taken now.
+        """
+        served = running.served = self._server.model(model)
+        assert served.card is not None
+        if served.refused_because:
+            raise CardMismatchError(served.refused_because)
+        _check_health(served)
+        return served, served.card
 
     async def _generate(
         self, request: inference_pb2.PreprocessedRequest, running: Running, sink: Sender | Folded
     ) -> None:
         context = running.context
-        served = running.served = self._server.model(request.model)
-        assert served.card is not None
-        if served.refused_because:
-            raise CardMismatchError(served.refused_because)
-        _check_health(served)
-        check_request(request, served.card)
-        full = with_defaults(request, served.card)
+        served, card = self._begin(request.model, running)
+        if makes_vectors_alone(card):
+            raise UnsupportedError(f"model {card.name!r} makes embeddings alone: call Embed", param="model")
+        check_request(request, card)
+        full = with_defaults(request, card)
         full.request_id = context.id()
-        generation = Generation(served.handler.name, full, served.card.vocab_size)
+        generation = Generation(served.handler.name, full, card.vocab_size)
         has_waited = False
 
         async def on_wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from dynamo_grpc.errors import CardMismatchError, ContextLengthError, InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
@@ -20,6 +21,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "frequency_penalty": (-2, 2, False),
 }
 _MAX_LOGPROBS = 20
+#: Of one request for vectors, as OpenAI has it.
+MAX_INPUTS = 2048
 
 
 def check_request(request: inference_pb2.PreprocessedRequest, card: model_card_pb2.ModelCard) -> None:
@@ -31,14 +34,47 @@ def check_request(request: inference_pb2.PreprocessedRequest, card: model_card_p
         UnsupportedError: the worker doesn't declare an ability that the request needs.
         CardMismatchError: the request was prepared for another card.
     """
-    if request.HasField("mdc_sum") and request.mdc_sum != card.checksum:
-        raise CardMismatchError(
-            f"the request was prepared with model card {request.mdc_sum}, this worker serves {card.checksum}"
-        )
+    _check_card(request.mdc_sum if request.HasField("mdc_sum") else None, card)
     _check_prompt(request, card)
     _check_sampling(request.sampling_options, card)
     _check_stop(request.stop_conditions)
     _check_capabilities(request, card)
+
+
+def makes_vectors_alone(card: model_card_pb2.ModelCard) -> bool:
+    """Whether a model is for embeddings and nothing else."""
+    return list(card.model_types) == [model_card_pb2.MODEL_TYPE_EMBEDDING]
+
+
+def check_embed(request: inference_pb2.EmbedRequest, card: model_card_pb2.ModelCard) -> None:
+    """Refuse a request for vectors that the model of `card` can't make.
+
+    Raises:
+        InvalidRequestError, ContextLengthError, UnsupportedError, CardMismatchError: as `check_request`.
+    """
+    _check_card(request.mdc_sum if request.HasField("mdc_sum") else None, card)
+    if not request.inputs:
+        raise InvalidRequestError("there is nothing to embed: give inputs", param="inputs")
+    if len(request.inputs) > MAX_INPUTS:
+        raise InvalidRequestError(f"{len(request.inputs)} inputs: at most {MAX_INPUTS}", param="inputs")
+    takes_text = card.model_input == model_card_pb2.MODEL_INPUT_TEXT
+    takes, other = ("text", "token_ids") if takes_text else ("token_ids", "text")
+    for number, one in enumerate(request.inputs):
+        where = f"inputs.{number}"
+        if one.token_ids and one.HasField("text"):
+            raise InvalidRequestError("give text or token_ids, not both", param=where)
+        if one.HasField("text") != takes_text and (one.HasField("text") or one.token_ids):
+            raise UnsupportedError(f"model {card.name!r} takes {takes}, not {other}", param=where)
+        if not (one.text or one.token_ids):
+            raise InvalidRequestError(f"the input is empty: give {takes}", param=where)
+        _check_vocabulary(one.token_ids, card, where)
+        if card.context_length and len(one.token_ids) > card.context_length:
+            text = f"the input has {len(one.token_ids)} tokens, {card.name!r} reads {card.context_length}: shorten it"
+            raise ContextLengthError(text, param=where)
+    if request.HasField("dimensions"):
+        if not request.dimensions:
+            raise InvalidRequestError("dimensions is 0: it must be at least 1", param="dimensions")
+        _check_capability("dimensions", "dimensions", card)
 
 
 def _check_prompt(request: inference_pb2.PreprocessedRequest, card: model_card_pb2.ModelCard) -> None:
@@ -61,14 +97,25 @@ def _check_prompt(request: inference_pb2.PreprocessedRequest, card: model_card_p
         raise UnsupportedError(f"model {card.name!r} takes {takes}, not {given[0]}", param=given[0])
     if takes_text:
         return
-    if card.vocab_size and (largest := max(request.token_ids)) >= card.vocab_size:
-        raise InvalidRequestError(
-            f"token id {largest} is outside the vocabulary of {card.name!r}: ids go from 0 to {card.vocab_size - 1}",
-            param="token_ids",
-        )
+    _check_vocabulary(request.token_ids, card, "token_ids")
     if request.HasField("resume") and not 0 < request.resume.num_prompt_tokens <= len(request.token_ids):
         raise InvalidRequestError("resume.num_prompt_tokens must be within token_ids", param="resume")
     check_length(len(request.token_ids), card)
+
+
+def _check_card(wanted: str | None, card: model_card_pb2.ModelCard) -> None:
+    if wanted is not None and wanted != card.checksum:
+        raise CardMismatchError(
+            f"the request was prepared with model card {wanted}, this worker serves {card.checksum}"
+        )
+
+
+def _check_vocabulary(token_ids: Sequence[int], card: model_card_pb2.ModelCard, param: str) -> None:
+    if card.vocab_size and token_ids and (largest := max(token_ids)) >= card.vocab_size:
+        raise InvalidRequestError(
+            f"token id {largest} is outside the vocabulary of {card.name!r}: ids go from 0 to {card.vocab_size - 1}",
+            param=param,
+        )
 
 
 def check_length(num_prompt_tokens: int, card: model_card_pb2.ModelCard) -> None:
@@ -131,13 +178,18 @@ def _check_capabilities(request: inference_pb2.PreprocessedRequest, card: model_
         ("stop", "stop_conditions.stop", bool(request.stop_conditions.stop)),
     )
     for capability, field, is_needed in needed:
-        if is_needed and capability not in card.capabilities:
-            advice = (
-                "stop strings are for whoever detokenizes, ask the frontend"
-                if capability == "stop"
-                else f"its worker does not declare the capability {capability!r}"
-            )
-            raise UnsupportedError(f"model {card.name!r} does not support {field}: {advice}", param=field)
+        if is_needed:
+            _check_capability(capability, field, card)
+
+
+def _check_capability(capability: str, field: str, card: model_card_pb2.ModelCard) -> None:
+    if capability not in card.capabilities:
+        advice = (
+            "stop strings are for whoever detokenizes, ask the frontend"
+            if capability == "stop"
+            else f"its worker does not declare the capability {capability!r}"
+        )
+        raise UnsupportedError(f"model {card.name!r} does not support {field}: {advice}", param=field)
 
 
 def with_defaults(

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,6 @@ from dynamo_grpc.names import EndpointName
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
 from dynamo_grpc.system import open_system_server
-from dynamo_grpc.v1 import inference_pb2
 
 if TYPE_CHECKING:
     from dynamo_grpc.testing.faults import Faults
@@ -69,11 +68,14 @@ class Worker(ABC):
         """Load the model; the worker is ready after it."""
 
     @abstractmethod
-    def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[Any]:
+    def generate(self, request: Any, context: Context) -> AsyncIterator[Any] | Awaitable[Any]:
         """Answer one request: an async generator of ints, lists of ints, text, ChoiceDeltas or GenerateResponses.
 
-        Everything that the request left unset is filled in from the model card. Finish and usage may be left out:
-        the library adds them, and enforces max_tokens, stop ids, min_tokens and ignore_eos.
+        The request is a PreprocessedRequest; everything that it left unset is filled in from the model card. Finish and
+        usage may be left out: the library adds them, and enforces max_tokens, stop ids, min_tokens and ignore_eos.
+
+        A model of type `ModelType.Embedding` is given EmbedRequests, and gives a vector for each of `request.inputs`:
+        lists of numbers or an array with a row for each, returned or yielded; or an EmbedResponse.
         """
 
     def load(self) -> Mapping[str, int]:

@@ -1255,12 +1255,18 @@ class EmbedRequest(google.protobuf.message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     DIMENSIONS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    MDC_SUM_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model."""
     dimensions: builtins.int
     """Length of the vectors, where the model can shorten them."""
     request_id: builtins.str
     """The caller's id for this request."""
+    mdc_sum: builtins.str
+    """Checksum of the model card the request was prepared with; a worker with another card answers FAILED_PRECONDITION."""
+    priority: builtins.int
+    """Higher is served earlier; 0 is normal."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
         """What to embed; each gives one vector."""
@@ -1272,10 +1278,17 @@ class EmbedRequest(google.protobuf.message.Message):
         inputs: collections.abc.Iterable[Global___EmbedInput] | None = ...,
         dimensions: builtins.int | None = ...,
         request_id: builtins.str = ...,
+        mdc_sum: builtins.str | None = ...,
+        priority: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "mdc_sum", b"mdc_sum", "priority", b"priority"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "inputs", b"inputs", "mdc_sum", b"mdc_sum", "model", b"model", "priority", b"priority", "request_id", b"request_id"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dimensions", b"_dimensions"]) -> typing.Literal["dimensions"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mdc_sum", b"_mdc_sum"]) -> typing.Literal["mdc_sum"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_priority", b"_priority"]) -> typing.Literal["priority"] | None: ...
 
 Global___EmbedRequest: typing_extensions.TypeAlias = EmbedRequest
 

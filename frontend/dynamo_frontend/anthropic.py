@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
 from dynamo_frontend.shapes import typed_event
+from dynamo_frontend.spelling import Spelling
 from dynamo_grpc import MeshError
 from dynamo_grpc.v1 import inference_pb2 as pb
 
@@ -83,7 +83,7 @@ class CountRequest(MessagesRequest):
 class MessagesShape:
     """/v1/messages."""
 
-    def __init__(self, request_id: str, asked: MessagesRequest, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, request_id: str, asked: MessagesRequest, spelling: Spelling | None) -> None:
         self._id, self._model = f"msg_{request_id}", asked.model
         self._finish: str | None = None
         self._stop: str | None = None

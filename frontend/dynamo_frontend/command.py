@@ -18,8 +18,9 @@ import click
 import uvicorn
 
 from dynamo_frontend import processes
-from dynamo_frontend.app import Frontend, FrontendSettings
+from dynamo_frontend.app import Frontend
 from dynamo_frontend.busy import Thresholds
+from dynamo_frontend.settings import FrontendSettings
 from dynamo_frontend.wire import WireProtocol
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
 from dynamo_grpc.cli.options import (

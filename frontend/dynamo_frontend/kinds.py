@@ -1,48 +1,154 @@
-"""The endpoints that generate: what each takes, how it is prepared, how it looks, how it fails."""
+"""The endpoints that ask a model: what each takes, how it is answered, how it fails."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from dynamo_frontend import anthropic, envelope
+from dynamo_frontend.answer import Writer
 from dynamo_frontend.anthropic import MessagesRequest, MessagesShape
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.choices import select_completion
-from dynamo_frontend.preprocess import Part, prepare_chat, prepare_completion
-from dynamo_frontend.relay import Piece
+from dynamo_frontend.choices import echoes, select_completion
+from dynamo_frontend.embeddings import EmbeddingsRequest, body_of, prepare_embeddings
+from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion
+from dynamo_frontend.record import Record
+from dynamo_frontend.relay import Piece, Relay, Relays
 from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
-from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling
+from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling, StreamOptions
 from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
+from dynamo_frontend.writing import stream, whole
+from dynamo_grpc import Context, HandlerEndedError, RouterMode
 from dynamo_grpc.v1 import model_card_pb2
 
 R = TypeVar("R", bound=Asked)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[R]):
-    """One of the endpoints that generate.
+class Exchange(Generic[R]):
+    """A client's request that was read, and what it is answered with."""
+
+    body: R
+    request_id: str
+    context: Context
+    record: Record
+    mode: RouterMode
+    instance_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(ABC, Generic[R]):
+    """One of the endpoints.
 
     Attributes:
+        summary: in the API's description.
         label: in metrics and logs.
         what: in errors.
         prompt_field: of the body; errors about the prompt name it.
+        model_type: what a model must be for.
     """
 
+    path: str
+    summary: str
     label: str
     what: str
     prompt_field: str
     model_type: model_card_pb2.ModelType.ValueType
     schema: type[R]
+
+    @property
+    def dialect(self) -> envelope.Dialect:
+        """How errors look."""
+        return envelope.OPENAI
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can answer with a stream."""
+        return True
+
+    @abstractmethod
+    async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
+        """Ask the model, and write its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generating(Kind[R]):
+    """One whose answer is generated, token by token."""
+
     prepare: Callable[[Any, Model], Awaitable[list[Part]]]
     shape: Callable[..., Shape]
-    to_sampling: Callable[[R], Sampling]
+    to_sampling: Callable[[R], Sampling] = lambda asked: asked  # type: ignore[assignment,return-value]
     select: Callable[[Any, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
-    dialect: envelope.Dialect = envelope.OPENAI
+    errors: envelope.Dialect = envelope.OPENAI
+
+    @property
+    def dialect(self) -> envelope.Dialect:
+        return self.errors
+
+    async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
+        body, context, record = exchange.body, exchange.context, exchange.record
+        sampling = self.to_sampling(body)
+        with naming(self.prompt_field):
+            parts = await self.prepare(sampling, model)
+        for part in parts:
+            part.message.request_id = exchange.request_id
+        relays = Relays([])
+
+        def make_relays() -> Relays:
+            nonlocal relays
+            mode, instance_id = exchange.mode, exchange.instance_id
+            relays = Relays([Relay(model, sampling, part, context, record, mode, instance_id) for part in parts])
+            return relays
+
+        assert model.preparation is not None
+        options = (body.stream and sampling.stream_options) or StreamOptions()
+        tokenizer = model.preparation.tokenizer
+        shape = self.shape(exchange.request_id, body, tokenizer and tokenizer.spelling)
+        try:
+            if body.stream:
+                begin = shape.begin(sum(part.num_choices for part in parts), make_relays().usage)
+                begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
+                await stream(writer, relays, shape, begin, options)
+            else:
+                pieces = self.select(sampling, await whole(make_relays), parts)
+                usage, num = relays.usage, relays.num_migrations
+                moved = [(b"x-migrations", b"%d" % num)] if num else []
+                await writer.json(200, shape.body(pieces, usage, num), moved)
+        finally:
+            usage = relays.usage
+            record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
-CHAT = Kind(
+@dataclass(frozen=True, slots=True)
+class Embedding(Kind[EmbeddingsRequest]):
+    """The one whose answer is vectors."""
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    async def answer(self, exchange: Exchange[EmbeddingsRequest], model: Model, writer: Writer) -> None:
+        body, record = exchange.body, exchange.record
+        with naming(self.prompt_field):
+            message = await prepare_embeddings(body, model)
+        message.request_id = exchange.request_id
+        async with model.router.embed(message, exchange.context, exchange.mode, exchange.instance_id) as answers:
+            try:
+                taken = await answers.take()
+            finally:
+                record.num_retries += answers.num_retries
+            record.first_output(answers.instance.instance_id)
+        if not taken or len((answer := taken[0]).embeddings) != len(message.inputs):
+            raise HandlerEndedError(f"the worker gave no {len(message.inputs)} vectors")
+        record.prompt_tokens = answer.usage.prompt_tokens
+        await writer.json(200, await body_of(answer, body))
+
+
+CHAT = Generating(
+    "/v1/chat/completions",
+    "Answer a chat",
     "chat_completions",
     "chat completions",
     "messages",
@@ -50,9 +156,10 @@ CHAT = Kind(
     ChatRequest,
     prepare_chat,
     ChatShape,
-    lambda asked: asked,
 )
-COMPLETION = Kind(
+COMPLETION = Generating(
+    "/v1/completions",
+    "Continue a text",
     "completions",
     "completions",
     "prompt",
@@ -60,10 +167,11 @@ COMPLETION = Kind(
     CompletionRequest,
     prepare_completion,
     CompletionShape,
-    lambda asked: asked,
-    select_completion,
+    select=select_completion,
 )
-RESPONSES = Kind(
+RESPONSES = Generating(
+    "/v1/responses",
+    "Answer as the Responses API does",
     "responses",
     "responses",
     "input",
@@ -72,9 +180,11 @@ RESPONSES = Kind(
     prepare_chat,
     ResponsesShape,
     ResponsesRequest.to_chat,
-    dialect=envelope.RESPONSES,
+    errors=envelope.RESPONSES,
 )
-MESSAGES = Kind(
+MESSAGES = Generating(
+    "/v1/messages",
+    "Answer as Anthropic's Messages API does",
     "messages",
     "messages",
     "messages",
@@ -83,5 +193,16 @@ MESSAGES = Kind(
     prepare_chat,
     MessagesShape,
     MessagesRequest.to_chat,
-    dialect=envelope.Dialect(anthropic.error_body, b"event: error\n", "request-id"),
+    errors=envelope.Dialect(anthropic.error_body, b"event: error\n", "request-id"),
 )
+EMBEDDINGS = Embedding(
+    "/v1/embeddings",
+    "Vectors of texts or token lists",
+    "embeddings",
+    "embeddings",
+    "input",
+    model_card_pb2.MODEL_TYPE_EMBEDDING,
+    EmbeddingsRequest,
+)
+
+KINDS: tuple[Kind[Any], ...] = (CHAT, COMPLETION, RESPONSES, MESSAGES, EMBEDDINGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,6 +37,14 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/messages": _object(
         {"id": _TEXT, "type": _TEXT, "role": _TEXT, "model": _TEXT, "content": _LIST, "usage": _NAMED_USAGE}
     ),
+    "/v1/embeddings": _object(
+        {
+            "object": _TEXT,
+            "data": _LIST,
+            "model": _TEXT,
+            "usage": _object({"prompt_tokens": _NUMBER, "total_tokens": _NUMBER}),
+        }
+    ),
     "/v1/messages/count_tokens": _object({"input_tokens": _NUMBER}),
     "/tokenize": _object({"count": _NUMBER, "tokens": {"type": "array", "items": _NUMBER}}),
     "/detokenize": _object({"prompt": _TEXT}),
@@ -59,7 +67,7 @@ _ERRORS = {
 }
 
 
-def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], streams: Mapping[str, object]) -> dict[str, Any]:
+def describe(app: FastAPI, bodies: Mapping[str, type[BaseModel]], streams: Set[str]) -> dict[str, Any]:
     """The document.
 
     Args:

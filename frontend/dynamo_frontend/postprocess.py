@@ -24,10 +24,10 @@ class StopMatcher:
         if not self._held and not any(start in text for start in self._starts):
             return text, None  # no stop string begins here
         self._held += text
-        # earliest place wins; of several there, the one that is complete first
+        # what is complete first wins, whatever comes behind it: so it doesn't depend on how the text was cut
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            end, at, stop = min(found, key=lambda match: (match[1], match[0]))
+            end, at, stop = min(found)
             shown, self._held = self._held[: end if self._keep else at], ""
             return shown, stop
         keep_from = len(self._held) - self._viable_suffix()

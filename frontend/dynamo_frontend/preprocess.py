@@ -18,6 +18,7 @@ from dynamo_frontend.schemas import (
     TokenizeRequest,
     check_refused,
 )
+from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 from dynamo_grpc.validation import check_length, check_request
@@ -34,6 +35,8 @@ _SAMPLING = (
     "seed",
 )
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+#: The client's options that a worker's are made from, where they have other names.
+_ASKED_BY = {"guided_decoding": "response_format", "output_options.prompt_logprobs": "echo"}
 #: OpenAI's default for completions.
 _COMPLETION_TOKENS = 16
 
@@ -56,6 +59,11 @@ class Part:
     index: int = 0
     echo: str = ""
     counts_prompt: bool = True
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether the worker says how likely the prompt's tokens are: the echo comes with them."""
+        return self.message.output_options.HasField("prompt_logprobs")
 
     @property
     def num_choices(self) -> int:
@@ -81,7 +89,7 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
 async def prepare_completion(request: CompletionRequest, model: Model) -> list[Part]:
     """The requests to send for a completion, or several; checked."""
     parts: list[Part] = []
-    prompts = _prompts(request.prompt)
+    prompts = prompts_of(request.prompt)
     per_prompt = max(request.best_of or 1, request.n or 1)
     if len(prompts) * per_prompt > _MAX_CHOICES:
         text = f"{len(prompts)} prompts with {per_prompt} choices each: at most {_MAX_CHOICES} choices in all"
@@ -90,9 +98,6 @@ async def prepare_completion(request: CompletionRequest, model: Model) -> list[P
         raise InvalidRequestError(f"best_of is {request.best_of}, less than n = {request.n}", param="best_of")
     if request.best_of and request.best_of > (request.n or 1) and request.stream:
         raise InvalidRequestError("best_of is known at the end alone: it can't be streamed", param="best_of")
-    if request.echo and request.logprobs is not None:
-        text = "echo with logprobs needs the log probabilities of the prompt, which are not supported here"
-        raise UnsupportedError(text, param="echo")
     for number, prompt in enumerate(prompts):
         new = await _prepare_one(request, model, prompt)
         for part in new:
@@ -110,8 +115,7 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
     if not prompt:
         raise InvalidRequestError("the prompt is empty", param="prompt")
     if isinstance(prompt, list):
-        if any(not 0 <= token_id < 2**32 for token_id in prompt):
-            raise InvalidRequestError("token ids are from 0 to 4294967295", param="prompt")
+        check_token_ids(prompt, "prompt")
         message.token_ids.extend(prompt)
     elif model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
         message.text = prompt
@@ -119,6 +123,8 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
         message.token_ids.extend(await tokenize(model, prompt, add_special_tokens=True))
     if request.logprobs is not None:
         message.output_options.logprobs = request.logprobs
+        if request.echo:
+            message.output_options.prompt_logprobs = request.logprobs
     echo = ""
     if request.echo:
         tokenizer = model.preparation.tokenizer
@@ -228,20 +234,37 @@ async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list
     Raises:
         ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
     """
-    assert model.preparation is not None
-    tokenizer = model.preparation.tokenizer
-    assert tokenizer is not None
-    least = len(text) // max(1, tokenizer.max_token_chars)
-    if model.card.context_length and least > model.card.context_length:
-        raise ContextLengthError(
-            f"the prompt has {len(text)} characters, which are {least} tokens or more, and the context of "
-            f"{model.card.name!r} holds {model.card.context_length} tokens: shorten the prompt",
-            param="token_ids",
-        )
+    tokenizer = _tokenizer_for(model, [text])
     return await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
 
 
-def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+async def tokenize_all(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """As `tokenize`, for several whole texts at once."""
+    return await _tokenizer_for(model, texts).encode_all(texts)
+
+
+def _tokenizer_for(model: Model, texts: Sequence[str]) -> PromptTokenizer:
+    assert model.preparation is not None
+    tokenizer = model.preparation.tokenizer
+    assert tokenizer is not None
+    longest = max(map(len, texts), default=0)
+    least = longest // max(1, tokenizer.max_token_chars)
+    if model.card.context_length and least > model.card.context_length:
+        raise ContextLengthError(
+            f"the prompt has {longest} characters, which are {least} tokens or more, and the context of "
+            f"{model.card.name!r} holds {model.card.context_length} tokens: shorten the prompt",
+            param="token_ids",
+        )
+    return tokenizer
+
+
+def check_token_ids(token_ids: Sequence[int], param: str) -> None:
+    """Refuse what can be nobody's token id."""
+    if any(not 0 <= token_id < 2**32 for token_id in token_ids):
+        raise InvalidRequestError(f"{param}: token ids are from 0 to 4294967295", param=param)
+
+
+def prompts_of(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
     """The prompts, one or several."""
     if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
         return [prompt]  # type: ignore[list-item]
@@ -256,8 +279,10 @@ def naming(param: str) -> Iterator[None]:
     except MeshError as error:
         if error.param == "token_ids":
             error.param = param
-        elif error.param == "guided_decoding":
-            error.param = "response_format"
+        elif error.param.startswith("inputs"):
+            error.param = param + error.param.removeprefix("inputs")
+        elif error.param in _ASKED_BY:
+            error.param = _ASKED_BY[error.param]
         else:
             error.param = error.param.removeprefix("sampling_options.").removeprefix("output_options.")
         raise
@@ -265,12 +290,7 @@ def naming(param: str) -> Iterator[None]:
 
 def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedRequest:
     check_refused(request, request.refused)
-    takes_tokens = model.card.model_input != model_card_pb2.MODEL_INPUT_TEXT
-    if takes_tokens and (model.preparation is None or model.preparation.tokenizer is None):
-        raise UnsupportedError(
-            f"model {model.card.name!r} brings no tokenizer: it can be asked over gRPC alone, with token ids",
-            param="model",
-        )
+    check_can_prepare(model)
     message = inference_pb2.PreprocessedRequest()
     for name in _SAMPLING:
         value = getattr(request, name)
@@ -288,13 +308,22 @@ def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedReques
     if request.ignore_eos is not None:
         message.stop_conditions.ignore_eos = request.ignore_eos
     if request.stop_token_ids:
-        if any(not 0 <= token_id < 2**32 for token_id in request.stop_token_ids):
-            raise InvalidRequestError("stop_token_ids are from 0 to 4294967295", param="stop_token_ids")
+        check_token_ids(request.stop_token_ids, "stop_token_ids")
         message.stop_conditions.stop_token_ids.extend(request.stop_token_ids)
     if request.priority is not None:
         message.priority = request.priority
     _guide_by_extension(message, request)
     return message
+
+
+def check_can_prepare(model: Model) -> None:
+    """Refuse a model that takes token ids and doesn't say how to make them."""
+    takes_tokens = model.card.model_input != model_card_pb2.MODEL_INPUT_TEXT
+    if takes_tokens and (model.preparation is None or model.preparation.tokenizer is None):
+        raise UnsupportedError(
+            f"model {model.card.name!r} brings no tokenizer: it can be asked over gRPC alone, with token ids",
+            param="model",
+        )
 
 
 def stop_strings(request: Sampling) -> list[str]:

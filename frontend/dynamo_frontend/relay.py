@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,7 @@ class Relay:
         message = part.message
         self._model, self._message, self._context, self._record = model, message, context, record
         self._index, self.counts_prompt = part.index, part.counts_prompt
+        self._echo = part.echo if part.has_prompt_logprobs else None
         self._mode, self._instance_id = mode, instance_id
         self._options = request
         self._stops = stop_strings(request)
@@ -125,10 +127,21 @@ class Relay:
                     pieces.append(self._token(output))
                 continue
             assert isinstance(output, pb.GenerateResponse)
+            if output.HasField("prompt_info") and self._echo is not None:
+                pieces += self._echoes(self._echo, output.prompt_info.logprobs)
             pieces += [piece for delta in output.choices if (piece := self._piece(delta))]
             if output.HasField("usage"):
                 self._count(output.usage)
         return pieces
+
+    def _echoes(self, echo: str, logprobs: pb.Logprobs) -> list[Piece]:
+        """The prompt, before each choice, with how likely its tokens are; nothing is known of the first one."""
+        self._echo = None
+        told = pb.Logprobs()
+        told.CopyFrom(logprobs)
+        told.token_logprobs[0] = math.nan
+        token_ids = self._message.token_ids
+        return [Piece(self._index + number, echo, token_ids, told, None) for number in range(self._num_choices)]
 
     def _token(self, token_id: int) -> Piece:
         choice = self._choices.get(0) or self._choice(0)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
 from dynamo_frontend.shapes import ChatShape, typed_event
+from dynamo_frontend.spelling import Spelling
 from dynamo_grpc import UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 
@@ -91,8 +91,8 @@ class ResponsesRequest(Asked):
 class ResponsesShape(ChatShape):
     """/v1/responses: typed and numbered events, and the whole answer again at the end."""
 
-    def __init__(self, request_id: str, asked: ResponsesRequest, tokenizer: Tokenizer | None) -> None:
-        super().__init__(request_id, asked, tokenizer)
+    def __init__(self, request_id: str, asked: ResponsesRequest, spelling: Spelling | None) -> None:
+        super().__init__(request_id, asked, spelling)
         self._asked = asked
         self._response_id, self._item_id = f"resp_{request_id}", f"msg_{request_id}"
         self._number = 0

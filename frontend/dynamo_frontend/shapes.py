@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import orjson
-from tokenizers import Tokenizer
 
 from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import Asked, Sampling
+from dynamo_frontend.spelling import Spelled, Spelling
 from dynamo_grpc.v1 import inference_pb2 as pb
 
 DONE = b"data: [DONE]\n\n"
+#: What stands for a probability of 0, which JSON has no logarithm of. (NaN becomes null: nothing is known.)
+_LOWEST = -9999.0
+#: In bytes of UTF-8.
+_LONGEST_CHAR = 4
 
 
 def usage_dict(usage: pb.Usage, num_migrations: int = 0) -> dict[str, Any]:
@@ -59,8 +63,8 @@ class Shape(Protocol):
 class _Shape:
     prefix, chunk, whole = "", "", ""
 
-    def __init__(self, request_id: str, asked: Asked, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, request_id: str, asked: Asked, spelling: Spelling | None) -> None:
+        self._spelling = spelling
         options = asked.stream_options if isinstance(asked, Sampling) and asked.stream else None
         has_usage = self._has_usage = options is not None and options.include_usage
         self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": asked.model}
@@ -85,8 +89,10 @@ class _Shape:
             {**self._base, "object": self.whole, "choices": choices, "usage": usage_dict(usage, num_migrations)}
         )
 
-    def _token(self, token_id: int) -> str:
-        return self._tokenizer.decode([token_id], skip_special_tokens=False) if self._tokenizer else str(token_id)
+    def _token(self, token_id: int) -> Spelled:
+        if self._spelling is None:
+            return Spelled(f"token_id:{token_id}", b"")
+        return self._spelling[token_id]
 
 
 class ChatShape(_Shape):
@@ -141,13 +147,17 @@ class ChatShape(_Shape):
 
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         token = self._token(token_id)
-        return {"token": token, "logprob": max(logprob, -9999.0), "bytes": list(token.encode())}
+        return {"token": token.text, "logprob": max(logprob, _LOWEST), "bytes": list(token.data)}
 
 
 class CompletionShape(_Shape):
     """/v1/completions."""
 
     prefix, chunk, whole = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, request_id: str, asked: Asked, spelling: Spelling | None) -> None:
+        super().__init__(request_id, asked, spelling)
+        self._places: dict[int, _Place] = {}
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         return b""
@@ -175,14 +185,46 @@ class CompletionShape(_Shape):
 
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
         assert piece.logprobs is not None
-        tokens = [self._token(token) for token in piece.token_ids]
-        offsets, length = [], 0
-        for token in tokens:
-            offsets.append(length)
-            length += len(token)
+        spelled = [self._token(token) for token in piece.token_ids]
+        place = self._places.setdefault(piece.index, _Place())
+        offsets = [place.after(token) for token in spelled]
         top = [
-            {self._token(t): max(logprob, -9999.0) for t, logprob in zip(entry.token_ids, entry.logprobs, strict=True)}
+            {
+                _named(self._token(t)): max(logprob, _LOWEST)
+                for t, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
+            }
+            or None  # of a prompt's first token
             for entry in piece.logprobs.top
         ]
-        logprobs = [max(logprob, -9999.0) for logprob in piece.logprobs.token_logprobs[: len(tokens)]]
-        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top or None, "text_offset": offsets}
+        return {
+            "tokens": [_named(token) for token in spelled],
+            "token_logprobs": [max(logprob, _LOWEST) for logprob in piece.logprobs.token_logprobs[: len(spelled)]],
+            "top_logprobs": top or None,
+            "text_offset": offsets,
+        }
+
+
+class _Place:
+    """Where the next token of a choice begins, in characters."""
+
+    def __init__(self) -> None:
+        self._length, self._pending = 0, b""
+
+    def after(self, token: Spelled) -> int:
+        """Where a token begins; the next one comes behind it."""
+        at, data = self._length, self._pending + token.data
+        try:
+            self._length, self._pending = at + len(data.decode()), b""
+        except UnicodeDecodeError:  # in the middle of a character, if it will be one
+            is_hopeless = len(data) >= _LONGEST_CHAR
+            self._length, self._pending = (at + 1, b"") if is_hopeless else (at, data)
+        return at
+
+
+def _is_text(token: Spelled) -> bool:
+    """Whether it is one or several whole characters, or none."""
+    return token.text.encode() == token.data
+
+
+def _named(token: Spelled) -> str:
+    return token.text if _is_text(token) or not token.data else f"bytes:{token.text}"

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
+from dynamo_frontend.spelling import Spelling
+
 #: Texts longer than this leave the event loop to others; a thread costs as much as this many characters.
 LONG_CHARS = 2_000
 #: The cache holds pieces of this many characters in all.
@@ -30,6 +32,7 @@ class PromptTokenizer:
 
     Attributes:
         base: the tokenizer itself, without truncation and padding.
+        spelling: what its tokens say one by one.
         max_token_chars: no token is longer than this.
     """
 
@@ -37,6 +40,7 @@ class PromptTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.base = tokenizer
+        self.spelling = Spelling(tokenizer)
         self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=0)
         added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.normalized]
         # longest first: of several tokens that begin at one place, the longest counts
@@ -63,7 +67,11 @@ class PromptTokenizer:
 
     async def encode_whole(self, text: str) -> list[int]:
         """Token ids of a text, with the tokens that the tokenizer adds (a BOS, say)."""
-        return (await self._encode([text], add_special_tokens=True))[0]
+        return (await self.encode_all([text]))[0]
+
+    async def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode_whole`, for several texts at once."""
+        return await self._encode(texts, add_special_tokens=True)
 
     async def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         def work() -> list[list[int]]:

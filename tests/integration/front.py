@@ -12,7 +12,8 @@ import dynamo_workers.tiny as tiny
 import httpx
 import openai
 import uvicorn
-from dynamo_frontend.app import Frontend, FrontendSettings
+from dynamo_frontend.app import Frontend
+from dynamo_frontend.settings import FrontendSettings
 from dynamo_frontend.wire import WireProtocol
 
 from dynamo_grpc import Context, Worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -34,21 +35,30 @@ async def streamed(front: Front, body: dict[str, Any], path: str = PATH) -> dict
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
     texts: dict[int, str] = {}
     ends: dict[int, str] = {}
+    logprobs: dict[int, dict[str, Any]] = {}
     for event in events:
         for choice in event["choices"]:
             index = choice["index"]
             text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
             texts[index] = texts.get(index, "") + text
+            for name, values in (choice["logprobs"] or {}).items():
+                told = logprobs.setdefault(index, {})
+                told[name] = told.get(name, []) + (values or [])
             if choice["finish_reason"]:
                 assert index not in ends
                 ends[index] = choice["finish_reason"]
-    return {"texts": texts, "ends": ends, "usage": events[-1]["usage"]}
+    return {"texts": texts, "ends": ends, "logprobs": logprobs, "usage": events[-1]["usage"]}
 
 
 def folded(whole: dict[str, Any]) -> dict[str, Any]:
     return {
         "texts": {c["index"]: c["text"] if "text" in c else c["message"]["content"] for c in whole["choices"]},
         "ends": {c["index"]: c["finish_reason"] for c in whole["choices"]},
+        "logprobs": {
+            c["index"]: {name: values or [] for name, values in c["logprobs"].items()}
+            for c in whole["choices"]
+            if c["logprobs"]
+        },
         "usage": whole["usage"],
     }
 
@@ -65,18 +75,75 @@ async def test_several_prompts_answer_as_each_alone(front: Front) -> None:
     assert folded(await complete(front, prompt=ids)) == folded(together)
 
 
-@pytest.mark.parametrize("prompt", ["The sea", ["The sea", "A friend"]], ids=["one", "two"])
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("stop", [None, [" the", "a"]], ids=["", "stop"])
-@pytest.mark.parametrize("echo", [False, True], ids=["", "echo"])
-async def test_the_folded_stream_is_the_whole_answer(front: Front, prompt: Any, n: int, stop: Any, echo: bool) -> None:
-    body = {**ASK, "prompt": prompt, "n": n, "stop": stop, "echo": echo}
-    whole = folded(await complete(front, **body))
-    assert await streamed(front, body) == whole
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    assert len(whole["texts"]) == n * len(prompts)
-    if echo:
-        assert all(text.startswith(prompts[index // n]) for index, text in whole["texts"].items())
+async def test_the_folded_stream_is_the_whole_answer(front: Front) -> None:
+    prompts = (["The sea"], ["The sea", "A friend 🌊"])
+    options = itertools.product(prompts, (1, 3), (None, [" the", "a"]), (False, True), (None, 0, 2))
+    for prompt, n, stop, echo, logprobs in options:
+        body = {**ASK, "prompt": prompt, "n": n, "stop": stop, "echo": echo, "logprobs": logprobs}
+        whole = folded(await complete(front, **body))
+        assert await streamed(front, body) == whole, body
+        assert len(whole["texts"]) == n * len(prompt)
+        for index, text in whole["texts"].items():
+            assert text.startswith(prompt[index // n]) or not echo
+            if logprobs is None:
+                assert whole["logprobs"] == {}
+            else:
+                check_logprobs(whole["logprobs"][index], text, logprobs, stop)
+
+
+def check_logprobs(told: dict[str, Any], text: str, count: int, stop: Any) -> None:
+    tokens = told["tokens"]
+    assert len(tokens) == len(told["token_logprobs"]) == len(told["text_offset"])
+    assert len(told["top_logprobs"]) == (len(tokens) if count else 0)
+    for token, at in zip(tokens, told["text_offset"], strict=True):
+        if not token.startswith("bytes:"):
+            assert text.startswith(token, at) or (stop and at + len(token) > len(text)), (token, at, text)
+    for token, logprob, top in zip(tokens, told["token_logprobs"], told["top_logprobs"], strict=False):
+        assert logprob is None or token not in top or top[token] == pytest.approx(logprob)
+
+
+async def test_the_folded_stream_of_a_chat_is_the_whole_answer(front: Front) -> None:
+    for n, stop, top in itertools.product((1, 3), (None, [" the"]), (None, 0, 3)):
+        body = {**CHAT, "max_tokens": 6, "n": n, "stop": stop, "logprobs": top is not None, "top_logprobs": top}
+        whole = folded((await front.post(body)).json())
+        assert await streamed(front, body, "/v1/chat/completions") == whole
+        for index, text in whole["texts"].items():
+            if top is None:
+                assert whole["logprobs"] == {}
+                continue
+            entries = whole["logprobs"][index]["content"]
+            assert all(len(entry["top_logprobs"]) == top for entry in entries)
+            said = b"".join(bytes(entry["bytes"]) for entry in entries).decode()
+            assert said == text or (stop and said.startswith(text))
+
+
+async def test_an_echo_says_how_likely_the_prompt_was(front: Front) -> None:
+    prompt = "The sea covers most of the world"
+    ids = (await front.post({"model": "tiny", "prompt": prompt}, "/tokenize")).json()["tokens"]
+    for given in (prompt, ids):
+        choice = (await complete(front, prompt=given, echo=True, logprobs=1, max_tokens=1))["choices"][0]
+        told = choice["logprobs"]
+        assert choice["text"].startswith(prompt)
+        assert "".join(told["tokens"]) == choice["text"]
+        assert len(told["tokens"]) == len(ids) + 1
+        assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+        # as if it had been generated: the answer's first token is one more of the kind
+        longer = (await complete(front, prompt=choice["text"], echo=True, logprobs=1, max_tokens=1))["choices"][0]
+        assert longer["logprobs"]["token_logprobs"][len(ids)] == pytest.approx(told["token_logprobs"][-1], abs=1e-3)
+
+
+async def test_a_worker_that_owes_log_probabilities_is_named(mesh: Mesh, front: Front) -> None:
+    class Silent(Plain):
+        model_name = "silent"
+        capabilities = ("logprobs", "prompt_logprobs")
+
+        async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> Any:
+            yield 300
+
+    await serve_beside(mesh, front, Silent())
+    body = {"model": "silent", "prompt": "x", "echo": True, "logprobs": 0}
+    assert "its first output has 0 of them" in (await front.error(body, 500, PATH))["message"]
+    assert "tokens with 0 logprobs" in (await front.error({**body, "echo": False}, 500, PATH))["message"]
 
 
 async def test_the_best_of_several(front: Front) -> None:
@@ -97,7 +164,8 @@ async def test_the_best_of_several(front: Front) -> None:
     told = await front.error({**ASK, "prompt": "x", "best_of": 2, "stream": True}, 400, PATH)
     assert told["param"] == "best_of"
     assert (await front.error({**ASK, "prompt": "x", "best_of": 2, "n": 3}, 400, PATH))["param"] == "best_of"
-    assert (await front.error({**ASK, "prompt": "x", "echo": True, "logprobs": 1}, 400, PATH))["param"] == "echo"
+    echoed = await complete(front, prompt="The sea", n=2, best_of=8, echo=True, logprobs=0)
+    assert [c["text"] for c in echoed["choices"]] == ["The sea" + c["text"] for c in ranked[:2]]
 
 
 class Plain(Worker):
@@ -189,6 +257,9 @@ async def test_constraints_are_handed_to_workers_that_declare_them(
         guided = worker.requests[-1].guided_decoding
         assert guided.WhichOneof("constraint") == field
         assert getattr(guided, field) == value
+        assert (await front.error({**ASK, "model": "plain", "prompt": "x", "echo": True, "logprobs": 1}, 400, PATH))[
+            "param"
+        ] == "logprobs"
         told = await front.error({**CHAT, **options}, 400)
         assert told["param"] == "response_format"
         assert "does not declare the capability 'guided_decoding'" in told["message"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from dynamo_frontend import envelope
-from dynamo_frontend.app import Frontend, FrontendSettings
+from dynamo_frontend.app import Frontend
 from dynamo_frontend.schemas import ChatRequest, CompletionRequest, check_refused
+from dynamo_frontend.settings import FrontendSettings
 from pydantic import ValidationError
 
 from dynamo_grpc import (

@@ -54,6 +54,32 @@ TOKENIZERS = {
     "metaspace always": metaspace("always"),
     "prepended": prepended(),
 }
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_one_by_one_spell_the_text(name: str) -> None:
+    prompts = PromptTokenizer(TOKENIZERS[name])
+    for text in ("the sea is wide", "über  größe", "a\n\nb"):
+        ids = prompts.base.encode(text, add_special_tokens=False).ids
+        spelled = [prompts.spelling[token_id] for token_id in ids]
+        assert b"".join(one.data for one in spelled).decode().lstrip() == prompts.base.decode(ids).lstrip()
+        assert all(one.text.encode() == one.data or "\\x" in one.text for one in spelled)
+
+
+def test_bytes_that_are_no_character_are_told_as_bytes() -> None:
+    prompts = PromptTokenizer(TOKENIZERS["byte level"])
+    ids = prompts.base.encode("🌊", add_special_tokens=False).ids[-4:]
+    assert [prompts.spelling[token_id] for token_id in ids] == [
+        (f"\\x{byte:02x}", bytes([byte])) for byte in "🌊".encode()
+    ]
+    fallback = PromptTokenizer(Tokenizer(models.BPE({"<0xF0>": 0, "▁the": 1}, [], byte_fallback=True)))
+    fallback.base.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    ])  # fmt: skip
+    assert fallback.spelling[0] == ("\\xf0", b"\xf0")
+    assert fallback.spelling[1] == (" the", b" the")
+
+
 PIECES = st.sampled_from(
     [*SPECIALS, "<strip>", " ", "  ", "\n", "fish", "WIDE", "the sea", " wide", "ß", "<", "|>", "x"]
 )

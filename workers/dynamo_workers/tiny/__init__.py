@@ -30,7 +30,7 @@ class Tiny(Worker):
 
     model_path = "model"
     model_name = "tiny"
-    capabilities = ("n", "logprobs")
+    capabilities = ("n", "logprobs", "prompt_logprobs")
 
     async def start(self) -> None:
         self._model, self._tokenizer = await asyncio.to_thread(load)
@@ -46,8 +46,11 @@ class Tiny(Worker):
         first = request.resume.choice_index
         num_choices = max(1, request.sampling_options.n)
         answers = {index: list(request.token_ids[num_prompt:]) for index in range(num_choices)}
+        response = inference_pb2.GenerateResponse()
+        if request.output_options.HasField("prompt_logprobs"):
+            count = request.output_options.prompt_logprobs
+            response.prompt_info.logprobs.CopyFrom(await self._prompt_logprobs(prompt, topics, count))
         while answers and not context.is_stopped():
-            response = inference_pb2.GenerateResponse()
             for index, answer in tuple(answers.items()):
                 delta = self._step(request, prompt, answer, topics, seed, first + index)
                 delta.index = index
@@ -56,6 +59,22 @@ class Tiny(Worker):
                 if answer[-1] == self._end and not request.stop_conditions.ignore_eos:
                     del answers[index]
             yield response
+            response = inference_pb2.GenerateResponse()
+
+    async def _prompt_logprobs(
+        self, prompt: Sequence[int], topics: Sequence[float], count: int
+    ) -> inference_pb2.Logprobs:
+        """How likely each token of the prompt was after those before it; nothing (0) is said of the first one."""
+        told = inference_pb2.Logprobs(token_logprobs=[0.0])
+        if count:
+            told.top.add()
+        for position in range(1, len(prompt)):
+            logprobs = log_probabilities(self._model.probabilities(prompt[max(0, position - 8) : position], topics))
+            told.token_logprobs.append(logprobs[prompt[position]])
+            if count:
+                told.top.append(sampling.top_logprobs(logprobs, count))
+            await asyncio.sleep(0)  # others go on
+        return told
 
     def _step(
         self,

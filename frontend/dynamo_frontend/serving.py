@@ -1,0 +1,147 @@
+"""One request to a model over HTTP: read, let in, worked on, and answered however it ends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from dynamo_frontend import envelope
+from dynamo_frontend.answer import Answer, Writer
+from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
+from dynamo_frontend.catalog import Catalog
+from dynamo_frontend.kinds import Exchange, Kind, R
+from dynamo_frontend.record import Metrics, Record
+from dynamo_frontend.settings import FrontendSettings
+from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError
+from dynamo_grpc.admission import Drain
+from dynamo_grpc.metadata import printable
+from dynamo_grpc.telemetry import server_span
+
+logger = logging.getLogger(__name__)
+
+
+class Serving:
+    """Answers the requests of all kinds.
+
+    Args:
+        catalog: the models; there is one once the application has started.
+    """
+
+    def __init__(self, settings: FrontendSettings, metrics: Metrics, catalog: Callable[[], Catalog]) -> None:
+        self._settings, self._metrics, self._catalog = settings, metrics, catalog
+        self._drain = Drain()
+
+    def handler(self, kind: Kind[Any]) -> Callable[[Request], Awaitable[Response]]:
+        """What answers the requests of one kind."""
+
+        async def answer(request: Request) -> Response:
+            return await self._answer(request, kind)
+
+        return answer
+
+    async def _answer(self, request: Request, kind: Kind[R]) -> Response:
+        """What answers a request; it has all of its errors already, or will have."""
+        request_id = request_id_of(request)
+        record = Record(self._metrics, request_id, kind.label)
+        try:
+            body = kind.schema.model_validate(await read_json(request, self._settings.max_body_bytes))
+            if self._settings.is_strict and (strange := body.unknown()):
+                raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
+            record.is_stream = body.stream
+            record.model = body.model[:100]
+            context = Context(request_id, timeout_s=timeout_of(request))
+            mode, instance_id = self._settings.router_mode, instance_of(request)
+            exchange = Exchange(body, request_id, context, record, mode, instance_id)
+        except Exception as error:
+            # answered here: what reaches Starlette's outermost handler is raised again, and ends the connection
+            told = told_of(error, request_id)
+            record.fail(told)
+            record.end()
+            return error_response(told, request_id, kind.dialect)
+        headers = [(b"x-request-id", request_id.encode())]
+        if kind.dialect.id_header:
+            headers.append((kind.dialect.id_header.encode(), request_id.encode()))
+        if unknown := body.unknown():
+            listed = printable(", ".join(unknown))
+            headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
+
+        async def work(writer: Writer) -> None:
+            attributes = {"gen_ai.request.model": body.model, "request.id": request_id}
+            with server_span(f"POST {request.scope['path']}", request.headers, attributes):
+                model = await self._catalog().find(body.model)
+                record.begin(model.card.name)
+                model.check_type(kind.model_type, kind.what)
+                if instance_id is None:
+                    model.router.check_room()  # before it costs anything
+                await kind.answer(exchange, model, writer)
+
+        return Answer(
+            lambda writer: self._admit(work, writer),
+            context,
+            record,
+            headers,
+            is_stream=body.stream,
+            dialect=kind.dialect,
+        )
+
+    async def _admit(self, work: Callable[[Writer], Awaitable[None]], writer: Writer) -> None:
+        """Do a request's work if there is room for it."""
+        limit = self._settings.max_requests
+        try:
+            if limit is not None and self._drain.num_running >= limit:
+                text = f"this frontend is full: --max-requests={limit} run"
+                raise OverloadedError(text, retry_after_s=self._drain.retry_after_s(1, limit))
+            self._drain.began()
+            try:
+                await work(writer)
+            finally:
+                self._drain.ended()
+        except OverloadedError as error:
+            error.http_status = self._settings.overload_status
+            raise
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """The body as a JSON value.
+
+    Raises:
+        TooLargeError: it is larger than the limit; the rest isn't read.
+        InvalidRequestError: it is no JSON.
+    """
+    declared = request.headers.get("content-length", "0")
+    pieces, size = [], int(declared) if declared.isdigit() else 0
+    if size <= max_bytes:
+        size = 0
+        async for piece in request.stream():
+            size += len(piece)
+            if size > max_bytes:
+                break
+            pieces.append(piece)
+    if size > max_bytes:
+        raise TooLargeError(f"the body is larger than {max_bytes // 2**20} MiB")
+    try:
+        return orjson.loads(b"".join(pieces))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is no JSON: {error}") from None
+
+
+def told_of(error: Exception, request_id: str) -> MeshError:
+    """What the client is told of an exception; one that nobody expected goes to the log."""
+    told, is_unexpected = envelope.to_mesh_error(error)
+    if is_unexpected:
+        logger.error("request failed", exc_info=error, extra={"request_id": request_id, "error_id": told.error_id})
+    return told
+
+
+def error_response(error: MeshError, request_id: str, dialect: envelope.Dialect = envelope.OPENAI) -> Response:
+    """An error as a whole answer."""
+    response = Response(dialect.body(error, request_id), error.http_status, media_type="application/json")
+    for name in filter(None, ("x-request-id", dialect.id_header)):
+        response.headers[name] = request_id
+    for key, value in envelope.headers(error):
+        response.headers[key.decode()] = value.decode()
+    return response
