@@ -56,6 +56,35 @@ async def growth(count: int = 100_000) -> None:
         print(f"memory in MiB after {count // 10:,}, {count // 2:,} and {count:,} requests: {told}")
 
 
+async def request(count: int = 3000) -> None:
+    """What a request costs the frontend, all in all, and how long it is on its way from HTTP to its handler: one after
+    the other, and 16 at once; prompts of about 500 tokens, each another one, and the same again (cached tokens).
+    """
+    with running(Ours(0.0, "Stamper")) as ours:
+        for side_by_side, prompts in ((1, count), (16, count), (16, 1)):
+            clients = [await connect(ours.address) for _ in range(side_by_side)]
+            numbers, sent = iter(range(count)), {}
+
+            async def ask(client: object) -> None:
+                for number in numbers:  # noqa: B023 - awaited within the round
+                    name = f"request-{side_by_side}-{prompts}-{number}"  # noqa: B023
+                    content = body(1, f"{side_by_side} {number % prompts} " + _SENTENCE * 38)  # noqa: B023
+                    sent[name] = time.monotonic()  # noqa: B023
+                    await client.ask(content, name)  # type: ignore[attr-defined]
+
+            before = [cpu_s(pid) for pid in ours.pids]
+            await asyncio.gather(*map(ask, clients))
+            used = [(cpu_s(pid) - b) / count * 1e3 for pid, b in zip(ours.pids, before, strict=True)]
+            await asyncio.sleep(0.5)
+            rows = [line.split() for line in ours.lines if line.startswith("began ")]
+            took = [float(row[2]) - sent[row[1]] for row in rows if row[1] in sent]
+            print(
+                f"a request ({rows[-1][3]} tokens, {side_by_side} at a time, {prompts} prompts): "
+                f"{used[0]:.2f} ms CPU in the frontend, {used[1]:.2f} in the worker; from HTTP to its handler "
+                f"p50 {percentile_ms(took, 50):.2f} ms, p99 {percentile_ms(took, 99):.2f} ms ({len(took)} of {count})"
+            )
+
+
 async def cancel(streams: int = 256, count: int = 200) -> None:
     """From a client's leaving to the end of its handler, beside paced streams."""
     with running(Ours(0.02, "Holder")) as ours:
@@ -176,6 +205,7 @@ def running(ours: Ours):  # type: ignore[no-untyped-def]
 
 MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
     "idle-streams": idle_streams,
+    "request": request,
     "cancel": cancel,
     "cancel-proxy": cancel_through_a_proxy,
     "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),

@@ -15,7 +15,7 @@ from dynamo_frontend.answer import Writer
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.postprocess import Detokenizer, StopMatcher
 from dynamo_frontend.preparation import prepare
-from dynamo_frontend.preprocess import prepare_chat
+from dynamo_frontend.preprocess import Part, prepare_chat
 from dynamo_frontend.record import Metrics, Record
 from dynamo_frontend.relay import Relay
 from dynamo_frontend.schemas import ChatRequest
@@ -49,6 +49,7 @@ assert MODEL.preparation is not None
 assert MODEL.preparation.tokenizer is not None
 BASE = MODEL.preparation.tokenizer.base
 CHAT = {"model": "bench", "stream": True, "max_tokens": TOKENS, "messages": [{"role": "user", "content": PROMPT}]}
+ASKED = ChatRequest.model_validate(CHAT)
 
 
 class Sink(asyncio.Transport):
@@ -63,9 +64,9 @@ class Sink(asyncio.Transport):
 def relay() -> Relay:
     """One for a request that has begun."""
     record = Record(Metrics(), "id", "chat")
-    message = inference_pb2.PreprocessedRequest(token_ids=[1, 2, 3])
+    part = Part(inference_pb2.PreprocessedRequest(token_ids=[1, 2, 3]))
     context: Any = None
-    made = Relay(MODEL, ChatRequest.model_validate(CHAT), message, context, record, RouterMode.RoundRobin, None)
+    made = Relay(MODEL, ASKED, part, context, record, RouterMode.RoundRobin, None)
     record.first_output(1)
     return made
 
@@ -123,7 +124,7 @@ def stop_strings() -> None:
 
 
 def chunk() -> None:
-    shape = ChatShape("id", "bench", BASE, has_usage=False)
+    shape = ChatShape("id", ASKED, None)
     made = relay()
     pieces = made.feed([token(step) for step in range(TOKENS)])
     for _ in range(STREAMS):

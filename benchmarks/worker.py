@@ -76,6 +76,14 @@ class Batcher(_Bench):
         self._task.cancel()
 
 
+class Stamper(_Bench):
+    """One token for each request; writes down when it came (CLOCK_MONOTONIC)."""
+
+    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
+        print(f"began {context.id()} {time.monotonic():.6f} {len(request.token_ids)}", flush=True)
+        yield token(0)
+
+
 class Holder(_Bench):
     """A token each BENCH_DELAY_S, or one and then nothing; writes down when it was ended (CLOCK_MONOTONIC)."""
 

@@ -36,6 +36,13 @@ class Turn(BaseModel):
     content: str | list[dict[str, Any]]
 
 
+class Metadata(BaseModel):
+    """What the client says of itself."""
+
+    model_config = ConfigDict(extra="allow")
+    user_id: str | None = None
+
+
 class MessagesRequest(Asked):
     """Body of /v1/messages, and of /v1/messages/count_tokens without max_tokens."""
 
@@ -46,7 +53,7 @@ class MessagesRequest(Asked):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
@@ -70,7 +77,7 @@ class MessagesRequest(Asked):
         return ChatRequest.of(
             model=self.model, messages=turns, stream=self.stream, stop=self.stop_sequences or None,
             max_completion_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-            top_k=self.top_k,
+            top_k=self.top_k, user=(self.metadata or Metadata()).user_id,
         )  # fmt: skip
 
 

@@ -11,15 +11,25 @@ from dynamo_grpc import InvalidRequestError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _LONGEST_S = 24 * 3600.0
+_HEADERS = "dynamo_frontend.headers"  # in the ASGI scope
 _ID = re.compile(r"[ -~]{1,200}")
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """The request's headers, read once: looking one up in Starlette's reads them all."""
+    scope = request.scope
+    if _HEADERS not in scope:
+        scope[_HEADERS] = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    headers: dict[str, str] = scope[_HEADERS]
+    return headers
 
 
 def request_id_of(request: Request) -> str:
     """The client's id, or one of ours; the same for the whole request."""
-    if not hasattr(request.state, "request_id"):
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
-    return str(request.state.request_id)
+    headers = headers_of(request)
+    if not _ID.fullmatch(headers.get("x-request-id", "")):
+        headers["x-request-id"] = f"{random.getrandbits(128):032x}"
+    return headers["x-request-id"]
 
 
 def timeout_of(request: Request) -> float | None:
@@ -28,7 +38,7 @@ def timeout_of(request: Request) -> float | None:
     Raises:
         InvalidRequestError: it is no duration above 0.
     """
-    text = request.headers.get("x-request-timeout")
+    text = headers_of(request).get("x-request-timeout")
     if text is None:
         return None
     match = _DURATION.fullmatch(text.strip())
@@ -40,7 +50,7 @@ def timeout_of(request: Request) -> float | None:
 
 def instance_of(request: Request) -> int | None:
     """The instance that the client wants, by its id as /health shows it."""
-    text = request.headers.get("x-worker-instance-id")
+    text = headers_of(request).get("x-worker-instance-id")
     if text is None:
         return None
     try:

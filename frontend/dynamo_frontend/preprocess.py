@@ -82,6 +82,8 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
         message.token_ids.extend(await _chat_tokens(model, request.messages))
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
+    if request.metadata:
+        message.extensions["metadata"] = request.metadata
     _guide(message, request.response_format)
     return _parts(message, model, limit, None, request)
 
@@ -313,6 +315,8 @@ def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedReques
     if request.priority is not None:
         message.priority = request.priority
     _guide_by_extension(message, request)
+    if request.user:
+        message.extensions["user"] = request.user
     return message
 
 

@@ -85,6 +85,7 @@ class ResponsesRequest(Asked):
             model=self.model, messages=turns, stream=self.stream, response_format=wanted,
             max_completion_tokens=self.max_output_tokens, temperature=self.temperature, top_p=self.top_p,
             logprobs=has_logprobs or None, top_logprobs=self.top_logprobs if has_logprobs else None,
+            user=self.user, metadata=self.metadata,
         )  # fmt: skip
 
 
@@ -195,7 +196,7 @@ class ResponsesShape(ChatShape):
 def _usage(usage: pb.Usage, num_migrations: int) -> dict[str, Any]:
     values: dict[str, Any] = {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,

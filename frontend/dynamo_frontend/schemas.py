@@ -89,8 +89,11 @@ def check_refused(asked: BaseModel, refused: Mapping[str, tuple[Any, ...]]) -> N
     Raises:
         UnsupportedError: names the option.
     """
+    extra = asked.model_extra
+    if not extra:
+        return
     for name, harmless in refused.items():
-        value = (asked.model_extra or {}).get(name)
+        value = extra.get(name)
         if value is not None and value not in harmless:
             raise UnsupportedError(f"{name} is not supported here", param=name)
 
@@ -134,7 +137,6 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     metadata: dict[str, str] | None = None
-    store: bool | None = None
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
@@ -148,6 +150,7 @@ class ChatRequest(Sampling):
         "reasoning_effort": (),
         "parallel_tool_calls": (True, False),
         "service_tier": ("auto", "default"),
+        "store": (False,),
     }
 
     @classmethod

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
-from dynamo_frontend.asked import instance_of, request_id_of, timeout_of
+from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.record import Metrics, Record
@@ -71,7 +71,7 @@ class Serving:
 
         async def work(writer: Writer) -> None:
             attributes = {"gen_ai.request.model": body.model, "request.id": request_id}
-            with server_span(f"POST {request.scope['path']}", request.headers, attributes):
+            with server_span(f"POST {request.scope['path']}", headers_of(request), attributes):
                 model = await self._catalog().find(body.model)
                 record.begin(model.card.name)
                 model.check_type(kind.model_type, kind.what)
@@ -112,7 +112,7 @@ async def read_json(request: Request, max_bytes: int) -> Any:
         TooLargeError: it is larger than the limit; the rest isn't read.
         InvalidRequestError: it is no JSON.
     """
-    declared = request.headers.get("content-length", "0")
+    declared = headers_of(request).get("content-length", "0")
     pieces, size = [], int(declared) if declared.isdigit() else 0
     if size <= max_bytes:
         size = 0

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from dynamo_frontend.spelling import Spelling
 
 #: Texts longer than this leave the event loop to others; a thread costs as much as this many characters.
-LONG_CHARS = 2_000
+LONG_CHARS = 6_000
 #: The cache holds pieces of this many characters in all.
 MAX_CACHED_CHARS = 16 * 1024 * 1024
 

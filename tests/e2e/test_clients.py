@@ -53,7 +53,7 @@ def test_openais_client_in_node(url: str, tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(ROOT / ".tools" / "node_modules")
     shutil.copy(HERE / "openai_client.mjs", tmp_path)
     assert "all is well" in run(node, tmp_path / "openai_client.mjs", url)
-    page = (ROOT / "docs" / "http.md").read_text()
+    page = (ROOT / "README.md").read_text()
     (snippet,) = re.findall(r"```js\n(.*?)```", page, re.DOTALL)
     (tmp_path / "page.mjs").write_text(snippet.replace("http://localhost:8000", url))
     assert len(run(node, tmp_path / "page.mjs")) > 40

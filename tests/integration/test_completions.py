@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dynamo_grpc import Context, Worker
+from dynamo_grpc.messages import to_dict
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
 
@@ -196,6 +197,18 @@ async def test_choices_of_a_worker_that_makes_one_at_a_time(mesh: Mesh, front: F
     assert whole["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"]
     assert whole["usage"]["completion_tokens"] == 3 * one["usage"]["completion_tokens"]
     assert await streamed(front, body, "/v1/chat/completions") == folded(whole)
+
+
+async def test_what_the_client_says_of_itself_reaches_the_worker(mesh: Mesh, front: Front) -> None:
+    worker = Plain()
+    await serve_beside(mesh, front, worker)
+    said = {"user": "u1", "metadata": {"team": "sea"}}
+    await front.post({**CHAT, "model": "plain", **said})
+    assert to_dict(worker.requests[-1])["extensions"] == said
+    await front.post({"model": "plain", "input": "x", **said}, "/v1/responses")
+    assert to_dict(worker.requests[-1])["extensions"] == said
+    await front.post({**CHAT, "model": "plain"})
+    assert "extensions" not in to_dict(worker.requests[-1])
 
 
 async def test_when_one_choice_fails_the_answer_does(mesh: Mesh) -> None:
