@@ -59,7 +59,9 @@ class Model:
     def check_type(self, wanted: model_card_pb2.ModelType, what: str) -> None:
         """Refuse what the model is not for."""
         if wanted not in self.card.model_types:
-            raise UnsupportedError(f"model {self.card.name!r} does not serve {what}", param="model")
+            served = names([model_card_pb2.ModelType.Name(kind)[11:].lower() for kind in self.card.model_types])
+            text = f"model {self.card.name!r} does not serve {what}: it is for {served}"
+            raise UnsupportedError(text, param="model")
 
     async def close(self) -> None:
         """Let go of its instances."""

@@ -220,4 +220,4 @@ async def test_a_model_that_is_no_chat(mesh: Mesh) -> None:
         await mesh.serve(NAME, generate, model)
         await eventually(front.frontend.catalog.ready)
         told = await front.error({"model": "plain", "input": "x"}, 400, "/v1/responses")
-        assert told["message"] == "model 'plain' does not serve responses"
+        assert told["message"] == "model 'plain' does not serve responses: it is for 'completions'"

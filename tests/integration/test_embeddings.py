@@ -130,7 +130,7 @@ async def test_a_text_that_can_t_fit_is_not_even_tokenized(served: tuple[Front, 
 async def test_models_are_asked_for_what_they_are_for_alone(served: tuple[Front, Mesh]) -> None:
     front, mesh = served
     error = await front.error({**CHAT, "model": "vectors"}, 400)
-    assert error["message"] == "model 'vectors' does not serve chat completions"
+    assert error["message"] == "model 'vectors' does not serve chat completions: it is for 'embedding'"
     live = front.frontend.catalog.ready()[0].instances.routable()[0]
     async with grpc.aio.insecure_channel(live.instance.address) as channel:
         stub = inference_pb2_grpc.InferenceStub(channel)
