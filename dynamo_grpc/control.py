@@ -101,6 +101,11 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
                 )
         return load
 
+    async def GetMetrics(self, request: Any, context: Any) -> control_pb2.GetMetricsResponse:
+        metrics = self._server.metrics
+        text = await asyncio.to_thread(metrics.text) if metrics is not None else b""
+        return control_pb2.GetMetricsResponse(text=text.decode())
+
     async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
         found = [running for running in self._server.requests if running.context.id() == request.request_id]
         for running in found:

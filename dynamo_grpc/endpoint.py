@@ -12,6 +12,7 @@ from dynamo_grpc.names import EndpointName, check_part
 from dynamo_grpc.routing import RouterMode
 
 if TYPE_CHECKING:
+    from dynamo_grpc.metrics import EndpointMetrics
     from dynamo_grpc.runtime import DistributedRuntime
 
 
@@ -43,6 +44,11 @@ class Endpoint:
     def __init__(self, runtime: DistributedRuntime, name: EndpointName) -> None:
         self.runtime, self.name = runtime, name
 
+    @property
+    def metrics(self) -> EndpointMetrics:
+        """The endpoint's metrics at the system port: add your own before or while it is served."""
+        return self.runtime.server.metrics_of(str(self.name))
+
     async def serve_endpoint(
         self,
         handler: Callable[..., Any],
@@ -62,7 +68,7 @@ class Endpoint:
                 or dicts.
             graceful_shutdown: when the worker leaves, its requests run on, for `DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT`
                 seconds at most (30); with False they are handed over at once, and go on at other workers.
-            metrics_labels: pairs that stand with the instance in the registry.
+            metrics_labels: pairs that stand with the instance in the registry, and as labels at its metrics.
             health_check_payload: a request that must give an output before the endpoint becomes ready; with
                 DYN_HEALTH_CHECK_ENABLED also whenever nobody has asked for DYN_CANARY_WAIT_TIME seconds (10).
             max_concurrent: so many requests run at once; the others wait for their turn, by priority.

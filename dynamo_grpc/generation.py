@@ -77,6 +77,11 @@ class Generation:
         """Whether all is said: every choice has ended and the usage was told. The handler needn't go on."""
         return self._is_usage_told
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens given so far, of all choices."""
+        return sum(choice.num_tokens for choice in self._choices.values())
+
     def _has_ended(self) -> bool:
         return sum(choice.is_finished for choice in self._choices.values()) >= self._num_choices
 
@@ -153,7 +158,7 @@ class Generation:
         carried = len(self.request.token_ids) - num_prompt
         counted = pb.Usage(
             prompt_tokens=num_prompt,
-            completion_tokens=carried + sum(choice.num_tokens for choice in self._choices.values()),
+            completion_tokens=carried + self.num_tokens,
         )
         if not self.request.token_ids:  # a worker that takes text counts for itself
             counted.Clear()

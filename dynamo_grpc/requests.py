@@ -33,7 +33,7 @@ from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_
 from dynamo_grpc.telemetry import headers, server_span
 
 if TYPE_CHECKING:
-    from dynamo_grpc.metrics import ServerMetrics
+    from dynamo_grpc.metrics import EndpointMetrics
     from dynamo_grpc.server import Served
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Running:
         served: whose it is, once that is known.
         first_output_s: how long its client waits for a first output, if it says so.
         ended_by: why it is ended from here, if it is.
+        num_tokens: generated so far.
     """
 
     context: Context
@@ -60,6 +61,12 @@ class Running:
     first_output_s: float | None = None
     task: asyncio.Task[None] | None = None
     ended_by: MeshError | None = None
+    num_tokens: int = 0
+
+    @property
+    def metrics(self) -> EndpointMetrics | None:
+        """Where its figures go, once its endpoint is known."""
+        return self.served.metrics if self.served is not None else None
 
     def end(self, error: MeshError) -> None:
         """End it with `error`. Idempotent."""
@@ -81,7 +88,6 @@ class Requests:
 
     Attributes:
         lanes: the deliveries that are open, by name.
-        metrics: where its figures go.
     """
 
     def __init__(
@@ -90,7 +96,6 @@ class Requests:
         self._refuse, self._on_empty = refuse, on_empty
         self._running: dict[str, Running] = {}
         self.lanes: dict[str, Lane] = {}
-        self.metrics: ServerMetrics | None = None
 
     def __len__(self) -> int:
         return len(self._running)
@@ -109,7 +114,7 @@ class Requests:
         key = context.id() if context.id() not in self._running else f"{context.id()}/{id(context)}"
         self._running[key] = running
         token = enter_context(context)
-        started = time.monotonic()
+        started, failed = time.monotonic(), ""
         try:
             with server_span(
                 method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
@@ -119,14 +124,18 @@ class Requests:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             context.kill()
+            failed = RequestCancelledError.reason
             if task is not None and task.cancelling():
                 raise  # the call was cancelled, or its time is over
             await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:
-            await abort(call, _told(error, context), context, sender)
+            told = _told(error, context)
+            failed = told.reason
+            await abort(call, told, context, sender)
         finally:
             leave_context(token)
             del self._running[key]
+            _count(running, time.monotonic() - started, failed)
             logger.debug(
                 "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
             )
@@ -171,17 +180,16 @@ class Requests:
                 )
                 await asyncio.wait((ended,))
         finally:
-            if self.metrics is not None and running.served is not None and killed_at is not None:
-                endpoint = running.served.name
-                self.metrics.cancel_to_stop.labels(endpoint).observe(time.monotonic() - killed_at)
-                self.metrics.tokens_after_cancel.labels(endpoint).inc(running.sender.num_unwanted)
+            if (metrics := running.metrics) is not None and killed_at is not None:
+                metrics.cancel_to_stop.observe(time.monotonic() - killed_at)
+                metrics.tokens_after_cancel.inc(running.sender.num_unwanted)
 
     def hand_over(self, which: Callable[[Running], bool], why: str) -> int:
         """End requests so that their clients take them elsewhere; gives how many."""
         chosen = [running for running in self if running.ended_by is None and which(running)]
         for running in chosen:
-            if self.metrics is not None and running.served is not None:
-                self.metrics.handed_over.labels(running.served.name).inc()
+            if (metrics := running.metrics) is not None:
+                metrics.handed_over.inc()
             running.end(EngineShutdown(f"{why}: take the request elsewhere"))
         return len(chosen)
 
@@ -191,6 +199,23 @@ class Requests:
         if not number.isdigit() or len(number) > 19:
             return None, 0
         return self.lanes.get(metadata.get(DELIVERY, "")), int(number)
+
+
+def _count(running: Running, took_s: float, failed: str) -> None:
+    """A request has ended.
+
+    Args:
+        failed: the reason of its error, if it has one.
+    """
+    if (metrics := running.metrics) is None:
+        return
+    metrics.requests.inc()
+    metrics.duration.observe(took_s)
+    metrics.output_tokens.inc(running.num_tokens)
+    if failed == RequestCancelledError.reason:
+        metrics.cancellations.inc()
+    elif failed:
+        metrics.errors.labels(failed.lower()).inc()
 
 
 def _seconds(text: str | None) -> float | None:

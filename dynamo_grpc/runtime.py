@@ -200,6 +200,7 @@ class DistributedRuntime(AsyncClosing):
                 gives_dicts=gives_dicts,
                 is_graceful=graceful_shutdown,
                 load=load,
+                metrics=self.server.metrics_of(str(name)),
             )
             served.admission = self._admission(served, max_concurrent, max_queued)
             if str(name) in self.server.served:

@@ -44,7 +44,7 @@ from dynamo_grpc.v1 import (
 from dynamo_grpc.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from dynamo_grpc.metrics import ServerMetrics
+    from dynamo_grpc.metrics import EndpointMetrics, ServerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Served:
         files: of the model card, by hash.
         is_graceful: when the worker leaves, its requests may run on to the limit; else they are handed over at once.
         load: what its engine says of itself.
+        metrics: where its figures go.
         refused_because: another model card holds.
         sick_because: its health check fails.
     """
@@ -87,6 +88,7 @@ class Served:
     refused_because: str = ""
     sick_because: str = ""
     is_ready: bool = False
+    metrics: EndpointMetrics | None = None
 
     @property
     def why_not(self) -> str:
@@ -126,11 +128,20 @@ class Server:
         self.requests = Requests(self._refuse, self.notify)
         self.changed = asyncio.Condition()
         self.metrics: ServerMetrics | None = None
+        self._endpoint_metrics: dict[str, EndpointMetrics] = {}
         self.on_drain: Callable[[float | None], None] | None = None
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
         self._watchdog: Watchdog | None = None
         self._extra: list[tuple[Callable[[grpc.aio.Server], None], tuple[str, ...]]] = []
+
+    def metrics_of(self, endpoint: str) -> EndpointMetrics:
+        """The metrics of an endpoint, by its full name; it need not be served yet."""
+        from dynamo_grpc.metrics import EndpointMetrics
+
+        if endpoint not in self._endpoint_metrics:
+            self._endpoint_metrics[endpoint] = EndpointMetrics()
+        return self._endpoint_metrics[endpoint]
 
     @property
     def is_started(self) -> bool:
@@ -156,7 +167,7 @@ class Server:
         """
         from dynamo_grpc.metrics import ServerMetrics  # clients don't need it
 
-        self.metrics = self.requests.metrics = ServerMetrics(self)
+        self.metrics = ServerMetrics(self)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServicer_to_server(InferenceServicer(self), server)  # type: ignore[abstract]
         endpoint_pb2_grpc.add_EndpointServicer_to_server(EndpointServicer(self), server)

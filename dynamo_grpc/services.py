@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from dynamo_grpc.context import Context
 from dynamo_grpc.embedding import Vectors
 from dynamo_grpc.errors import (
     CardMismatchError,
@@ -128,7 +128,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         full = with_defaults(request, card)
         full.request_id = context.id()
         generation = Generation(served.handler.name, full, card.vocab_size)
-        has_waited = False
+        has_waited, came = False, time.monotonic()
 
         async def on_wait() -> None:
             nonlocal has_waited
@@ -141,9 +141,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                 await sink.send(self._sign(response, served))
             return
         timer = _limit_first_output(running, generation) if has_waited and running.first_output_s else None
+        started = time.monotonic()
+        if has_waited and served.metrics is not None:
+            served.metrics.queue.observe(started - came)
         try:
-            await self._run(served, full, generation, context, sink)
+            await self._run(served, full, generation, running, sink, started)
         finally:
+            running.num_tokens = generation.num_tokens
             served.admission.leave()
             if timer is not None:
                 timer.cancel()
@@ -153,9 +157,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         served: Served,
         request: inference_pb2.PreprocessedRequest,
         generation: Generation,
-        context: Context,
+        running: Running,
         sink: Sender | Folded,
+        started: float,
     ) -> None:
+        context, has_output = running.context, False
         stream = served.handler(to_dict(request) if served.gives_dicts else request, context)
         async with contextlib.aclosing(stream) as items:
             async for item in items:
@@ -163,6 +169,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                     if not sink.put_token(generation.sequence - 1, item):
                         await sink.rest()
                     continue
+                if not has_output and served.metrics is not None:  # the first one always comes here
+                    has_output = True
+                    served.metrics.first_output.observe(time.monotonic() - started)
                 if response := generation.feed(item):
                     await sink.send(self._sign(response, served))
                 else:

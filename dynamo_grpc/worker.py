@@ -21,6 +21,7 @@ from dynamo_grpc.server import Served
 from dynamo_grpc.system import open_system_server
 
 if TYPE_CHECKING:
+    from dynamo_grpc.metrics import EndpointMetrics
     from dynamo_grpc.testing.faults import Faults
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Worker(ABC):
             at once, and go on at other workers.
         health_check_payload: a request that must give an output before the worker becomes ready, and later when idle
             (DYN_HEALTH_CHECK_ENABLED).
+        metrics: of its endpoint, told at the system port: `self.metrics.counter(name, text)` in `start` adds one.
     """
 
     model_path: ClassVar[str | Path | None] = None
@@ -63,6 +65,7 @@ class Worker(ABC):
     namespace: ClassVar[str] = "dynamo"
     component: ClassVar[str] = "backend"
     endpoint: ClassVar[str] = "generate"
+    metrics: EndpointMetrics
 
     async def start(self) -> None:  # noqa: B027 - may be left out
         """Load the model; the worker is ready after it."""
@@ -152,6 +155,7 @@ async def serve_worker(
         if port is not None:
             logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()
+        worker.metrics = runtime.server.metrics_of(str(name))
         task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, settings, faults, on_ready))
         with stop_signals(runtime, task):
             try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypothesis  # noqa: F401 - its plugin would import it after the tests, which CPython 3.11's ast doesn't survive
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo_grpc.testing import Mesh
 
@@ -159,3 +160,11 @@ async def eventually(check: Callable[[], object], timeout_s: float = 10.0) -> No
     async with asyncio.timeout(timeout_s):
         while not check():
             await asyncio.sleep(0.01)
+
+
+def metric(text: bytes | str, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels, from Prometheus' format; -1 if there is none."""
+    text = text.decode() if isinstance(text, bytes) else text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+    return sum(found) if found else -1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -20,8 +20,12 @@ from dynamo_grpc.routing import RouterMode
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def option(flag: str, text: str, *names: str, envvar: str = "", **kwargs: Any) -> Callable[[_F], _F]:
-    """A flag with its variable, `DYN_` and the flag's name unless said otherwise, and its default in the help."""
+def option(flag: str, text: str, *names: str, envvar: str | Sequence[str] = "", **kwargs: Any) -> Callable[[_F], _F]:
+    """A flag with its variable, `DYN_` and the flag's name unless said otherwise, and its default in the help.
+
+    Args:
+        envvar: of several, the first one that is set holds.
+    """
     variable = envvar or "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
     shows_default = kwargs.get("default") not in (None, "")
     return click.option(

@@ -57,7 +57,17 @@ class Mesh:
             model: the model that the endpoint serves, if it serves one.
             options: as `DistributedRuntime.serve` takes them: max_concurrent, graceful_shutdown …
         """
-        runtime, endpoint = self.runtime(), EndpointName.parse(name)
+        return await self._serve(self.runtime(), name, handler, model, options)
+
+    async def _serve(
+        self,
+        runtime: DistributedRuntime,
+        name: str,
+        handler: Callable[..., Any],
+        model: Model | None,
+        options: dict[str, Any],
+    ) -> DistributedRuntime:
+        endpoint = EndpointName.parse(name)
         if model is not None:
             runtime.set_model(endpoint, model)
         ready: asyncio.Future[Served] = asyncio.get_running_loop().create_future()
@@ -75,10 +85,11 @@ class Mesh:
     ) -> DistributedRuntime:
         """Start a Worker and serve it by an instance of its own; returns its runtime when it is ready."""
         cls = type(worker)
-        await worker.start()
         name = f"{cls.namespace}.{cls.component}.{cls.endpoint}"
-        model = model_of(cls, model_path, model_name)
-        return await self.serve(name, worker.generate, model, **serve_options(worker))
+        model, runtime = model_of(cls, model_path, model_name), self.runtime()
+        worker.metrics = runtime.server.metrics_of(name)
+        await worker.start()
+        return await self._serve(runtime, name, worker.generate, model, serve_options(worker))
 
     async def client(self, name: str, router_mode: RouterMode = RouterMode.RoundRobin) -> Client:
         """A client with a runtime of its own, when it sees an instance."""

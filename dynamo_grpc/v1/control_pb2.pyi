@@ -118,6 +118,36 @@ class DescribeResponse(google.protobuf.message.Message):
 Global___DescribeResponse: typing_extensions.TypeAlias = DescribeResponse
 
 @typing.final
+class GetMetricsRequest(google.protobuf.message.Message):
+    """GetMetricsRequest asks for all metrics."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetMetricsRequest: typing_extensions.TypeAlias = GetMetricsRequest
+
+@typing.final
+class GetMetricsResponse(google.protobuf.message.Message):
+    """GetMetricsResponse is all metrics of a worker."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """In Prometheus' text format, version 0.0.4."""
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["text", b"text"]) -> None: ...
+
+Global___GetMetricsResponse: typing_extensions.TypeAlias = GetMetricsResponse
+
+@typing.final
 class RegistryStatus(google.protobuf.message.Message):
     """RegistryStatus is a registry as one process sees it."""
 

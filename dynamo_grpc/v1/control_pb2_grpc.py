@@ -65,6 +65,11 @@ class ControlStub(object):
                 request_serializer=dynamo__grpc_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
                 response_deserializer=dynamo__grpc_dot_v1_dot_control__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/dynamo_grpc.v1.Control/GetMetrics',
+                request_serializer=dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
         self.LoadLora = channel.unary_unary(
                 '/dynamo_grpc.v1.Control/LoadLora',
                 request_serializer=dynamo__grpc_dot_v1_dot_control__pb2.LoadLoraRequest.SerializeToString,
@@ -129,6 +134,13 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """GetMetrics gives what the worker measures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadLora(self, request, context):
         """LoadLora loads an adapter.
         """
@@ -182,6 +194,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=dynamo__grpc_dot_v1_dot_control__pb2.DrainRequest.FromString,
                     response_serializer=dynamo__grpc_dot_v1_dot_control__pb2.DrainResponse.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsRequest.FromString,
+                    response_serializer=dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsResponse.SerializeToString,
             ),
             'LoadLora': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadLora,
@@ -362,6 +379,33 @@ class Control(object):
             '/dynamo_grpc.v1.Control/Drain',
             dynamo__grpc_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
             dynamo__grpc_dot_v1_dot_control__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dynamo_grpc.v1.Control/GetMetrics',
+            dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsRequest.SerializeToString,
+            dynamo__grpc_dot_v1_dot_control__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

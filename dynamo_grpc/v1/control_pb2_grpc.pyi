@@ -121,6 +121,22 @@ _ControlDrainType = typing_extensions.TypeVar(
     ],
 )
 
+_ControlGetMetricsType = typing_extensions.TypeVar(
+    '_ControlGetMetricsType',
+    grpc.UnaryUnaryMultiCallable[
+        dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+        dynamo_grpc.v1.control_pb2.GetMetricsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+        dynamo_grpc.v1.control_pb2.GetMetricsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+        dynamo_grpc.v1.control_pb2.GetMetricsResponse,
+    ],
+)
+
 _ControlLoadLoraType = typing_extensions.TypeVar(
     '_ControlLoadLoraType',
     grpc.UnaryUnaryMultiCallable[
@@ -169,7 +185,7 @@ _ControlListLorasType = typing_extensions.TypeVar(
     ],
 )
 
-class ControlStub(typing.Generic[_ControlDescribeType, _ControlGetFileType, _ControlWatchLoadType, _ControlSubscribeKvEventsType, _ControlStopType, _ControlDrainType, _ControlLoadLoraType, _ControlUnloadLoraType, _ControlListLorasType]):
+class ControlStub(typing.Generic[_ControlDescribeType, _ControlGetFileType, _ControlWatchLoadType, _ControlSubscribeKvEventsType, _ControlStopType, _ControlDrainType, _ControlGetMetricsType, _ControlLoadLoraType, _ControlUnloadLoraType, _ControlListLorasType]):
     """Control asks and tells a worker about itself."""
 
     @typing.overload
@@ -197,6 +213,10 @@ class ControlStub(typing.Generic[_ControlDescribeType, _ControlGetFileType, _Con
         grpc.UnaryUnaryMultiCallable[
             dynamo_grpc.v1.control_pb2.DrainRequest,
             dynamo_grpc.v1.control_pb2.DrainResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+            dynamo_grpc.v1.control_pb2.GetMetricsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             dynamo_grpc.v1.control_pb2.LoadLoraRequest,
@@ -239,6 +259,10 @@ class ControlStub(typing.Generic[_ControlDescribeType, _ControlGetFileType, _Con
             dynamo_grpc.v1.control_pb2.DrainResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+            dynamo_grpc.v1.control_pb2.GetMetricsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             dynamo_grpc.v1.control_pb2.LoadLoraRequest,
             dynamo_grpc.v1.control_pb2.LoadLoraResponse,
         ],
@@ -271,6 +295,9 @@ class ControlStub(typing.Generic[_ControlDescribeType, _ControlGetFileType, _Con
 
     Drain: _ControlDrainType
     """Drain leaves the registry, refuses new requests and finishes those that run."""
+
+    GetMetrics: _ControlGetMetricsType
+    """GetMetrics gives what the worker measures."""
 
     LoadLora: _ControlLoadLoraType
     """LoadLora loads an adapter."""
@@ -305,6 +332,10 @@ ControlAsyncStub: typing_extensions.TypeAlias = ControlStub[
     grpc.aio.UnaryUnaryMultiCallable[
         dynamo_grpc.v1.control_pb2.DrainRequest,
         dynamo_grpc.v1.control_pb2.DrainResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+        dynamo_grpc.v1.control_pb2.GetMetricsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         dynamo_grpc.v1.control_pb2.LoadLoraRequest,
@@ -372,6 +403,14 @@ class ControlServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[dynamo_grpc.v1.control_pb2.DrainResponse, collections.abc.Awaitable[dynamo_grpc.v1.control_pb2.DrainResponse]]:
         """Drain leaves the registry, refuses new requests and finishes those that run."""
+
+    @abc.abstractmethod
+    def GetMetrics(
+        self,
+        request: dynamo_grpc.v1.control_pb2.GetMetricsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[dynamo_grpc.v1.control_pb2.GetMetricsResponse, collections.abc.Awaitable[dynamo_grpc.v1.control_pb2.GetMetricsResponse]]:
+        """GetMetrics gives what the worker measures."""
 
     @abc.abstractmethod
     def LoadLora(

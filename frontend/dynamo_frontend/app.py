@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -19,11 +20,13 @@ from starlette.types import Receive, Scope, Send
 from dynamo_frontend.anthropic import CountRequest
 from dynamo_frontend.asked import request_id_of
 from dynamo_frontend.catalog import Catalog, Model
+from dynamo_frontend.federation import ask_all, merge
 from dynamo_frontend.kinds import KINDS, MESSAGES
+from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.openapi import describe
+from dynamo_frontend.polling import BackendPolling
 from dynamo_frontend.preprocess import text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
-from dynamo_frontend.record import Metrics
 from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, TokenizeRequest
 from dynamo_frontend.serving import Serving, error_response, read_json, told_of
 from dynamo_frontend.settings import FrontendSettings
@@ -46,6 +49,7 @@ class Frontend:
         self.is_draining = False
         self._serving = Serving(settings, self.metrics, lambda: self.catalog)
         self.catalog: Catalog
+        self._polling: BackendPolling | None = None
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._direct = {kind.path: self._serving.handler(kind) for kind in KINDS}
         self._add_routes(self.app)
@@ -63,8 +67,16 @@ class Frontend:
                 settings.first_output_timeout_s,
                 settings.output_gap_timeout_s,
                 settings.thresholds,
+                self.metrics,
             )
+            tasks = [asyncio.ensure_future(self.metrics.watch_loop())]
+            if settings.backend_metrics_interval_s:
+                endpoint, interval_s = settings.backend_metrics_endpoint, settings.backend_metrics_interval_s
+                self._polling = BackendPolling(runtime, endpoint, interval_s, self.metrics)
+                tasks.append(asyncio.ensure_future(self._polling.run()))
             yield
+            for task in tasks:
+                task.cancel()
             await self.catalog.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,9 +207,17 @@ class Frontend:
     async def _live(self) -> dict[str, str]:
         return {"status": "live"}
 
-    async def _metrics(self) -> Response:
+    async def _metrics(self, request: Request) -> Response:
         self.metrics.registry_up.set(not self.catalog.registry.problem)
-        return Response(self.metrics.text(), media_type=exposition.CONTENT_TYPE_LATEST)
+        families = list(self.catalog.families())
+        if self._polling is not None:
+            families += self._polling.families()
+        # in a thread: with many models it takes longer than tokens may wait
+        text = (await asyncio.to_thread(self.metrics.text, families)).decode()
+        if request.query_params.get("workers", "0") not in ("", "0"):
+            texts = await ask_all(self.catalog.connections())
+            text = await asyncio.to_thread(merge, [text, *texts])
+        return Response(text, media_type=exposition.CONTENT_TYPE_LATEST)
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
         request_id = request_id_of(request)

@@ -11,9 +11,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+
+from prometheus_client.core import Metric
 
 from dynamo_frontend.busy import BusyWatch, Thresholds
+from dynamo_frontend.metrics import Metrics, PreparingSeries, gauges
 from dynamo_frontend.preparation import Preparation, fetch_file, prepare
 from dynamo_grpc import (
     ModelNotFoundError,
@@ -23,6 +26,7 @@ from dynamo_grpc import (
     UnsupportedError,
 )
 from dynamo_grpc.changes import Changes
+from dynamo_grpc.connections import Connection
 from dynamo_grpc.errors import names
 from dynamo_grpc.instances import InstanceSet, ask_whether_it_serves
 from dynamo_grpc.migration import MIGRATION_LIMIT
@@ -39,6 +43,8 @@ _RETRY_S = 1.0
 _SETTLE_S = 0.01
 _MAX_KNOWN = 1_000
 _MAX_RESTING = 32
+#: So many workers have series of their own.
+_MAX_WORKERS = 1_000
 
 
 class Model:
@@ -49,7 +55,13 @@ class Model:
         self.busy = BusyWatch(instances)
         self.created = int(time.time())
         self.preparation: Preparation | None = None
+        self.series: PreparingSeries | None = None
         self.loading: asyncio.Task[None] | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Where it is served."""
+        return next((live.instance.namespace for live in self.instances.all()), "")
 
     @property
     def is_ready(self) -> bool:
@@ -82,6 +94,7 @@ class Catalog:
         first_output_s: how long a worker may take to its first output; None is without limit.
         output_gap_s: the same between outputs.
         thresholds: when a worker is busy, for models that nobody set others for.
+        metrics: where preparing requests is measured.
     """
 
     def __init__(
@@ -94,7 +107,9 @@ class Catalog:
         first_output_s: float | None = None,
         output_gap_s: float | None = None,
         thresholds: Thresholds | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
         self._migration_limit = migration_limit
         self._limits_s = (first_output_s, output_gap_s)
@@ -138,6 +153,35 @@ class Catalog:
         """When a worker of the model is busy, also if the model goes and comes back."""
         self._thresholds_by_name[model.card.name] = thresholds
         model.busy.set(thresholds)
+
+    def connections(self) -> list[Connection]:
+        """To the workers of all models, each once."""
+        live = [live for model in self._models.values() for live in model.instances.routable()]
+        return list({one.connection.address: one.connection for one in live}.values())
+
+    def families(self) -> Iterator[Metric]:
+        """The models and their workers, for Prometheus."""
+        models = [m for m in self._models.values() if self._metrics.label(m.card.name) == m.card.name]
+        labels = ("dynamo_namespace", "model")
+
+        def of(name: str, text: str, value: Callable[[Model], float]) -> Metric:
+            return gauges(name, text, labels, [((m.namespace, m.card.name), value(m)) for m in models])
+
+        yield of("model_ready", "1 if the model can be asked now, else 0.", lambda m: float(m.is_ready))
+        yield of("model_workers", "Workers of the model that answer now.", lambda m: len(m.instances.routable()))
+        yield of("model_context_length", "Tokens that prompt and answer may have together; 0 is not known.",
+                 lambda m: m.card.context_length)  # fmt: skip
+        yield of("model_kv_cache_block_size", "Tokens in a block of the KV cache; 0 is not known.",
+                 lambda m: m.card.kv_cache_block_size)  # fmt: skip
+        yield of("model_migration_limit", "How often an answer goes on at another worker.",
+                 lambda m: m.router.migration_limit)  # fmt: skip
+        workers = [(m, live) for m in models for live in m.instances.routable()][:_MAX_WORKERS]
+        yield gauges(
+            "worker_inflight_requests",
+            "Requests of this process that run at the worker now.",
+            (*labels, "worker_id"),
+            [((m.namespace, m.card.name, f"{w.instance_id:016x}"), w.connection.num_inflight) for m, w in workers],
+        )
 
     async def find(self, name: str) -> Model:
         """The model called `name`, when it can be asked; a known one is waited for.
@@ -256,6 +300,9 @@ class Catalog:
                     told = text
                     logger.warning("model %r is not ready: %s", model.card.name, text)
                 await asyncio.sleep(_RETRY_S)
+        model.series = self._metrics.preparing(model.card.name)
+        if model.preparation.tokenizer is not None:
+            model.preparation.tokenizer.on_look_up = model.series.looked_up
         self._changes.tell()
         logger.info("model %r is ready", model.card.name)
 

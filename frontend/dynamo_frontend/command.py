@@ -35,6 +35,7 @@ from dynamo_grpc.cli.options import (
 )
 from dynamo_grpc.entry import SAME_SIGNAL_S
 from dynamo_grpc.migration import MIGRATION_LIMIT
+from dynamo_grpc.names import EndpointName
 from dynamo_grpc.telemetry import configure_tracing
 
 
@@ -111,6 +112,19 @@ Examples:
     "The same by requests that run or wait there, of all its clients.",
     type=click.IntRange(0),
 )
+@option(
+    "--custom-backend-metrics-endpoint",
+    "Endpoint (namespace.component.endpoint) whose instances are asked for figures of their own, for /metrics.",
+    envvar=["DYN_CUSTOM_BACKEND_METRICS_ENDPOINT", "CUSTOM_BACKEND_ENDPOINT"],
+    default="nim.backend.runtime_stats",
+)
+@option(
+    "--custom-backend-metrics-polling-interval",
+    "How often, in seconds; 0 is never.",
+    envvar=["DYN_CUSTOM_BACKEND_METRICS_POLLING_INTERVAL", "CUSTOM_BACKEND_METRICS_POLLING_INTERVAL"],
+    default=0.0,
+    type=click.FloatRange(0),
+)
 @option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
 @option(
     "--disable-admin-api",
@@ -158,6 +172,8 @@ def frontend(**options: Any) -> None:
         thresholds=Thresholds(**{name: options[name] for name in Thresholds.__slots__}),
         is_strict=options["strict"],
         has_admin_api=not options["disable_admin_api"],
+        backend_metrics_endpoint=str(EndpointName.parse(options["custom_backend_metrics_endpoint"])),
+        backend_metrics_interval_s=options["custom_backend_metrics_polling_interval"],
     )
     if options["processes"] > 1 and options["http_fd"] is None:
         _run_processes(options, registry.description)

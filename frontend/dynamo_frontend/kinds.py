@@ -92,6 +92,7 @@ class Generating(Kind[R]):
         sampling = self.to_sampling(body)
         with naming(self.prompt_field):
             parts = await self.prepare(sampling, model)
+        record.prepared()
         for part in parts:
             part.message.request_id = exchange.request_id
         relays = Relays([])
@@ -119,6 +120,7 @@ class Generating(Kind[R]):
         finally:
             usage = relays.usage
             record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
+            record.cached_tokens = usage.cached_tokens if usage.HasField("cached_tokens") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,15 @@ class Embedding(Kind[EmbeddingsRequest]):
         body, record = exchange.body, exchange.record
         with naming(self.prompt_field):
             message = await prepare_embeddings(body, model)
+        record.prepared()
         message.request_id = exchange.request_id
         async with model.router.embed(message, exchange.context, exchange.mode, exchange.instance_id) as answers:
+            record.routed()
             try:
                 taken = await answers.take()
             finally:
                 record.num_retries += answers.num_retries
-            record.first_output(answers.instance.instance_id)
+            record.output(answers.instance.instance_id, 0)
         if not taken or len((answer := taken[0]).embeddings) != len(message.inputs):
             raise HandlerEndedError(f"the worker gave no {len(message.inputs)} vectors")
         record.prompt_tokens = answer.usage.prompt_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,7 +214,10 @@ async def _chat_tokens(model: Model, turns: Sequence[Message]) -> list[int]:
     assert model.preparation is not None
     if model.preparation.template is None:
         raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+    started = time.perf_counter()
     text = model.preparation.template.render(_checked(turns))
+    if model.series is not None:
+        model.series.template.observe(time.perf_counter() - started)
     return await tokenize(model, text, add_special_tokens=False)
 
 
@@ -236,8 +240,11 @@ async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list
     Raises:
         ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
     """
-    tokenizer = _tokenizer_for(model, [text])
-    return await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
+    tokenizer, started = _tokenizer_for(model, [text]), time.perf_counter()
+    token_ids = await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
+    if model.series is not None:
+        model.series.tokenize.observe(time.perf_counter() - started)
+    return token_ids
 
 
 async def tokenize_all(model: Model, texts: Sequence[str]) -> list[list[int]]:

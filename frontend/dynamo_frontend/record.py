@@ -1,109 +1,86 @@
-"""What is counted of a request: metrics, and the one log line that says how it ended."""
+"""What is counted of a request, and the one log line that says how it ended."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
-
-from dynamo_frontend.processes import METRICS_DIR
-from dynamo_grpc import MeshError, OverloadedError
+from dynamo_frontend.metrics import Gaps, Metrics, Series
+from dynamo_grpc import MeshError, OverloadedError, RequestCancelledError, SlowReaderError
 
 logger = logging.getLogger("dynamo_frontend.requests")
 
-_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-
-
-class Metrics:
-    """The frontend's metrics, in a registry of their own."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        labels = ("model", "endpoint")
-
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"dynamo_frontend_{name}", text, labels, buckets=_SECONDS, registry=self.registry)
-
-        self.requests = Counter(
-            "dynamo_frontend_requests",
-            "Requests that have ended.",
-            (*labels, "request_type", "status", "error_type"),
-            registry=self.registry,
-        )
-        self.inflight = Gauge(
-            "dynamo_frontend_inflight_requests",
-            "Requests that run now.",
-            labels,
-            registry=self.registry,
-            multiprocess_mode="livesum",
-        )
-        self.registry_up = Gauge(
-            "dynamo_frontend_registry_up",
-            "1 while all works that is done with the registry, 0 while what was known goes on serving.",
-            registry=self.registry,
-            multiprocess_mode="livemin",
-        )
-        self.migrations = Counter(
-            "dynamo_frontend_model_migration",
-            "Requests that were sent to another worker: before their first output (new_request) or after it.",
-            ("model", "migration_type"),
-            registry=self.registry,
-        )
-        self.rejections = Counter(
-            "dynamo_frontend_model_rejection",
-            "Requests that were refused because the model's workers, or the frontend, had no room.",
-            labels,
-            registry=self.registry,
-        )
-        self.duration = histogram("request_duration_seconds", "Seconds from a request's arrival to its end.")
-        self.ttft = histogram("time_to_first_token_seconds", "Seconds from a request's arrival to its first output.")
-        self.output_tokens = Counter(
-            "dynamo_frontend_output_tokens", "Tokens generated.", labels, registry=self.registry
-        )
-        self.input_tokens = Counter(
-            "dynamo_frontend_input_tokens", "Tokens of prompts.", labels, registry=self.registry
-        )
-
-    def text(self) -> bytes:
-        """All of them in Prometheus' format; of all processes, if there are several."""
-        if METRICS_DIR not in os.environ:
-            return generate_latest(self.registry)
-        shared = CollectorRegistry()
-        multiprocess.MultiProcessCollector(shared)
-        return generate_latest(shared)
+#: What errors are called in metrics; others by their reason.
+_ERROR_TYPES = {
+    "INVALID_REQUEST": "validation",
+    "CONTEXT_LENGTH_EXCEEDED": "validation",
+    "TOO_LARGE": "validation",
+    "MODEL_NOT_FOUND": "not_found",
+    "UNSUPPORTED": "not_implemented",
+    "OVERLOADED": "overload",
+    "NO_INSTANCES": "unavailable",
+    "DRAINING": "unavailable",
+    "REGISTRY": "unavailable",
+}
 
 
 @dataclass(slots=True)
 class Record:
-    """One request. `end` is called once, however it ended."""
+    """One request. `end` is called once, however it ended.
+
+    Attributes:
+        cached_tokens: of the prompt, if its worker said so.
+    """
 
     metrics: Metrics
     request_id: str
     endpoint: str
     model: str = ""
+    namespace: str = ""
     is_stream: bool = False
     instance: int = 0
     num_retries: int = 0
     num_migrations: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int | None = None
     finish: str = ""
     error: MeshError | None = None
     started: float = field(default_factory=time.perf_counter)
     first: float | None = None
-    _is_known: bool = False
+    _series: Series | None = None
+    _prepared: float = 0.0
+    _routed: float = 0.0
+    _last: float = 0.0
+    _gaps: Gaps = field(default_factory=Gaps)
 
-    def begin(self, model: str) -> None:
+    def begin(self, namespace: str, model: str) -> None:
         """The model is known: from here on its name may be a label (names that clients make up may not)."""
-        self.model, self._is_known = model, True
-        self.metrics.inflight.labels(model, self.endpoint).inc()
+        self.namespace, self.model = namespace, model
+        self._series = series = self.metrics.of(namespace, model, self.endpoint)
+        series.started.inc()
+        series.inflight.inc()
+        series.queued.inc()
 
-    def first_output(self, instance_id: int) -> None:
-        """The first output arrived."""
-        self.first, self.instance = time.perf_counter(), instance_id
+    def prepared(self) -> None:
+        """Its prompt is ready to be sent."""
+        self._prepared = time.perf_counter()
+
+    def routed(self) -> None:
+        """A call to a worker is open."""
+        self._routed = self._routed or time.perf_counter()
+
+    def output(self, instance_id: int, num_tokens: int) -> None:
+        """Tokens arrived, together."""
+        now = time.perf_counter()
+        if self.first is None:
+            self.first, self.instance = now, instance_id
+            if self._series is not None:
+                self._series.queued.dec()
+        elif num_tokens:
+            self._gaps.add(now - self._last, num_tokens)
+        self._last = now
 
     def fail(self, error: MeshError) -> None:
         """The request ended with an error; the first one counts."""
@@ -112,24 +89,44 @@ class Record:
     def end(self) -> None:
         """Count, and write the line."""
         now = time.perf_counter()
-        model = self.model if self._is_known else ""
-        status = "error" if self.error else "success"
-        error_type = self.error.reason.lower() if self.error else ""
+        error, series = self.error, self._series
+        error_type = _ERROR_TYPES.get(error.reason, error.reason.lower()) if error else ""
+        labels = (self.namespace, self.metrics.label(self.model) if series else "", self.endpoint)
         kind = "stream" if self.is_stream else "unary"
-        self.metrics.requests.labels(model, self.endpoint, kind, status, error_type).inc()
-        if isinstance(self.error, OverloadedError):
-            self.metrics.rejections.labels(model, self.endpoint).inc()
-        if self._is_known:
-            labels = (model, self.endpoint)
-            self.metrics.inflight.labels(*labels).dec()
-            self.metrics.duration.labels(*labels).observe(now - self.started)
-            self.metrics.input_tokens.labels(*labels).inc(self.prompt_tokens)
-            self.metrics.output_tokens.labels(*labels).inc(self.output_tokens)
-            for kind, count in (("new_request", self.num_retries), ("ongoing_request", self.num_migrations)):
-                if count:
-                    self.metrics.migrations.labels(model, kind).inc(count)
-            if self.first is not None:
-                self.metrics.ttft.labels(*labels).observe(self.first - self.started)
+        self.metrics.requests.labels(*labels, kind, "error" if error else "success", error_type).inc()
+        if isinstance(error, OverloadedError):
+            self.metrics.rejections.labels(*labels).inc()
+        elif isinstance(error, (RequestCancelledError, SlowReaderError)):
+            self.metrics.cancellations.labels(*labels).inc()
+        if series is not None:
+            self._count(series, now)
+        self._log(now, error_type)
+
+    def _count(self, series: Series, now: float) -> None:
+        series.inflight.dec()
+        series.duration.observe(now - self.started)
+        if self._prepared:
+            series.preprocess.observe(self._prepared - self.started)
+            series.prompt_length.observe(self.prompt_tokens)
+            series.prompt_tokens.inc(self.prompt_tokens)
+        if self._routed:
+            series.route.observe(self._routed - self._prepared)
+        for kind, count in (("new_request", self.num_retries), ("ongoing_request", self.num_migrations)):
+            if count:
+                model = self.metrics.label(self.model)
+                self.metrics.migrations.labels(self.namespace, model, kind).inc(count)
+        if self.first is None:
+            series.queued.dec()
+            return
+        series.first_output.observe(self.first - self._routed)
+        series.ttft.observe(self.first - self.started)
+        series.add_gaps(self._gaps)
+        series.output_length.observe(self.output_tokens)
+        series.output_tokens.inc(self.output_tokens)
+        if self.cached_tokens is not None:
+            series.cached.observe(self.cached_tokens)
+
+    def _log(self, now: float, error_type: str) -> None:
         logger.info(
             "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%s%s",
             self.request_id,

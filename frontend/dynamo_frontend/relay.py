@@ -92,11 +92,13 @@ class Relay:
         router = self._model.router
         try:
             async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
+                self._record.routed()
 
                 def sink(outputs: list[pb.GenerateResponse | int]) -> bool:
-                    if self._record.first is None:
-                        self._record.first_output(stream.instance.instance_id)
+                    before = self._num_counted
                     pieces = self.feed(outputs)
+                    num_tokens = self._num_counted - before or len(pieces)  # text can't be counted in tokens
+                    self._record.output(stream.instance.instance_id, num_tokens)
                     goes_on = show(pieces) if pieces else True
                     return goes_on and not (self._stops and self._is_finished)
 

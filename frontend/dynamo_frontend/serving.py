@@ -14,7 +14,8 @@ from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog
 from dynamo_frontend.kinds import Exchange, Kind, R
-from dynamo_frontend.record import Metrics, Record
+from dynamo_frontend.metrics import Metrics
+from dynamo_frontend.record import Record
 from dynamo_frontend.settings import FrontendSettings
 from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError
 from dynamo_grpc.admission import Drain
@@ -73,7 +74,7 @@ class Serving:
             attributes = {"gen_ai.request.model": body.model, "request.id": request_id}
             with server_span(f"POST {request.scope['path']}", headers_of(request), attributes):
                 model = await self._catalog().find(body.model)
-                record.begin(model.card.name)
+                record.begin(model.namespace, model.card.name)
                 model.check_type(kind.model_type, kind.what)
                 if instance_id is None:
                     model.router.check_room()  # before it costs anything

@@ -25,3 +25,5 @@ class FrontendSettings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
     is_strict: bool = False
+    backend_metrics_endpoint: str = ""
+    backend_metrics_interval_s: float = 0.0

@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
@@ -34,6 +34,7 @@ class PromptTokenizer:
         base: the tokenizer itself, without truncation and padding.
         spelling: what its tokens say one by one.
         max_token_chars: no token is longer than this.
+        on_look_up: told how many pieces of a prompt were in the cache, and how many weren't.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -49,6 +50,7 @@ class PromptTokenizer:
         self._borders = {
             token.content for token in added if not (token.lstrip or token.rstrip or token.single_word)
         }  # the others look at what is around them
+        self.on_look_up: Callable[[int, int], None] = lambda num_hits, num_misses: None
         self._cache: dict[str, array[int]] = {}
         self._num_cached_chars = 0
 
@@ -57,6 +59,7 @@ class PromptTokenizer:
         pieces = self._split(text)
         found = {piece: ids for piece in pieces if (ids := self._recall(piece)) is not None}
         missing = list(dict.fromkeys(piece for piece in pieces if piece not in found))
+        self.on_look_up(len(found), len(missing))
         for piece, ids in zip(missing, await self._encode(missing, add_special_tokens=False), strict=True):
             found[piece] = array("I", ids)
             self._keep(piece, found[piece])

@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     ROOT / "examples" / "README.md",
+    ROOT / "examples" / "nim" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
@@ -94,7 +95,8 @@ def test_every_command_has_help_with_variables() -> None:
         assert command is not None
         for option in command.params:
             if isinstance(option, click.Option) and not option.hidden:
-                assert str(option.envvar).startswith("DYN_"), (name, option.name)
+                variable = option.envvar if isinstance(option.envvar, str) else (option.envvar or [""])[0]
+                assert variable.startswith("DYN_"), (name, option.name)
                 assert option.help, (name, option.name)
 
 

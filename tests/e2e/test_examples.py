@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from ..conftest import ROOT, Process
 from ..etcd import free_port
+from .test_up import until
 
 MODEL = str(Path(dynamo_workers.tiny.__file__).parent / "model")
 
@@ -107,3 +108,22 @@ def test_plain_functions_and_a_plain_servicer(example: Start, cli: Start, env: d
     for process in (backend, servicer):
         process.signal(signal.SIGTERM)
         assert process.wait() == 0, process.output
+
+
+def test_the_figures_of_a_custom_back_end(cli: Start, example: Start, start: Start, env: dict[str, str]) -> None:
+    def shown(frontend: Process, *more: str) -> bool:
+        url = frontend.wait_for(r"ready at (http://\S+)")[1]
+        with urllib.request.urlopen(f"{url}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+        figures = ("kv_cache_usage_perc", "gpu_utilization_perc", "active_requests", "backend_requests_total")
+        return all(f"dynamo_component_{name}{{" in text for name in figures)
+
+    polled = ("--http-port", "0", "--custom-backend-metrics-polling-interval", "0.2")
+    example("nim/backend.py")
+    by_registry = cli("frontend", *polled, env=env)
+    until(lambda: shown(by_registry))
+    port = free_port()
+    backend = str(ROOT / "examples" / "nim" / "backend.py")
+    start(sys.executable, backend, "--port", str(port), env={"DYN_DISCOVERY_BACKEND": "static"})
+    static = cli("frontend", *polled, "--static", f"127.0.0.1:{port}")
+    until(lambda: shown(static))

@@ -68,7 +68,10 @@ def test_workers_are_killed_again_and_again(cli: Start) -> None:
         thread.join(60)
     assert not wrong, "\n".join(f"{seed}: {text}" for seed, text in wrong)
     metrics = httpx.get(f"{url}/metrics").text
-    moved = re.search(r'model_migration_total\{migration_type="ongoing_request",model="tiny"\} (\d+)', metrics)
+    moved = re.search(
+        r'model_migration_total\{dynamo_namespace="dynamo",migration_type="ongoing_request",model="tiny"\} (\d+)',
+        metrics,
+    )
     assert moved, "no answer was ever in the middle when its worker was killed"
     print(f"{next(num_answers)} answers, {moved[1]} went on elsewhere")
     assert "migrations=1" in front.output

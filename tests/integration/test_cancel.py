@@ -15,7 +15,7 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.testing import Mesh
 
-from ..conftest import both_lanes, eventually
+from ..conftest import both_lanes, eventually, metric
 from .handlers import NAME, Endless, collect, toy
 
 pytestmark = both_lanes
@@ -181,7 +181,12 @@ async def test_an_engines_abort_is_called_at_once_whatever_the_handler_does(mesh
     release.set()
     await eventually(lambda: not runtime.server.requests)
     assert runtime.server.metrics is not None
-    assert b'cancel_to_stop_seconds_count{endpoint="test.backend.generate"} 1.0' in runtime.server.metrics.text()
+    assert (
+        metric(
+            runtime.server.metrics.text(), "dynamo_component_cancel_to_stop_seconds_count", dynamo_endpoint="generate"
+        )
+        == 1.0
+    )
 
 
 async def test_no_abort_for_a_request_that_ends_by_itself(mesh: Mesh) -> None:
@@ -218,7 +223,10 @@ async def test_tokens_for_nobody_are_counted_and_end_the_handler(mesh: Mesh) -> 
     await asyncio.wait_for(cancelled.wait(), 5)
     await eventually(lambda: not runtime.server.requests)
     assert runtime.server.metrics is not None
-    assert b'tokens_after_cancel_total{endpoint="test.backend.generate"} 3.0' in runtime.server.metrics.text()
+    assert (
+        metric(runtime.server.metrics.text(), "dynamo_component_tokens_after_cancel_total", dynamo_endpoint="generate")
+        == 3.0
+    )
     await asyncio.gather(reading, return_exceptions=True)
 
 

@@ -12,7 +12,7 @@ import pytest
 from dynamo_grpc import Context, DrainingError, EngineShutdown
 from dynamo_grpc.testing import Mesh
 
-from ..conftest import both_lanes, eventually
+from ..conftest import both_lanes, eventually, metric
 from .handlers import NAME, Endless, collect, toy
 from .test_migration import Counting, read, request
 
@@ -53,7 +53,10 @@ async def test_one_that_is_not_hands_over_at_once(mesh: Mesh) -> None:
     assert (tokens, len(ends)) == (list(range(20)), 1)
     assert other.requests[0]["token_ids"] == [70, 71, *range(6)]
     assert runtime.server.metrics is not None
-    assert b'handed_over_requests_total{endpoint="test.backend.generate"} 1.0' in runtime.server.metrics.text()
+    assert (
+        metric(runtime.server.metrics.text(), "dynamo_component_handed_over_requests_total", dynamo_endpoint="generate")
+        == 1.0
+    )
 
 
 async def test_two_endpoints_of_a_process_each_leave_in_their_way(mesh: Mesh) -> None:

@@ -318,7 +318,10 @@ async def test_a_client_that_goes_ends_the_handler(front: Front, watched: Watche
     await asyncio.wait_for(watched.ended.wait(), 5)
     metrics = (await front.http.get("/metrics")).text
     assert 'error_type="cancelled"' in metrics
-    assert 'dynamo_frontend_inflight_requests{endpoint="chat_completions",model="watched"} 0.0' in metrics
+    assert (
+        'dynamo_frontend_inflight_requests{dynamo_namespace="dynamo",endpoint="chat_completions",model="watched"} 0.0'
+        in metrics
+    )
 
 
 @both_servers
@@ -526,8 +529,14 @@ async def test_metrics_and_documentation(front: Front) -> None:
     await front.post({**CHAT, "max_tokens": 5})
     await front.error({**CHAT, "model": "made-up-name"}, 404)
     metrics = (await front.http.get("/metrics")).text
-    assert 'dynamo_frontend_output_tokens_total{endpoint="chat_completions",model="tiny"} 5.0' in metrics
-    assert 'dynamo_frontend_time_to_first_token_seconds_count{endpoint="chat_completions",model="tiny"} 1.0' in metrics
+    assert (
+        'dynamo_frontend_output_tokens_total{dynamo_namespace="dynamo",endpoint="chat_completions",model="tiny"} 5.0'
+        in metrics
+    )
+    assert (
+        'dynamo_frontend_time_to_first_token_seconds_count{dynamo_namespace="dynamo",endpoint="chat_completions",model="tiny"} 1.0'
+        in metrics
+    )
     assert "made-up-name" not in metrics  # clients don't choose labels
     paths = (await front.http.get("/openapi.json")).json()["paths"]
     assert "/v1/chat/completions" in paths

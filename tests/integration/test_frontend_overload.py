@@ -53,7 +53,7 @@ async def fill(front: Front, worker: Narrow, num: int = 2) -> list[asyncio.Task[
     tasks = []
     for _ in range(num):
         tasks.append(asyncio.ensure_future(ask(front)))
-        await eventually(lambda: front.frontend._drain.num_running == len(tasks))
+        await eventually(lambda: front.frontend._serving._drain.num_running == len(tasks))
     await eventually(lambda: worker.requests)
     return tasks
 
@@ -79,7 +79,7 @@ async def test_a_full_worker_is_told_with_when_to_come_back(mesh: Mesh, status: 
         assert [(await task).status_code for task in tasks] == [200, 200]
         assert (await ask(front)).status_code == 200
         metrics = (await front.http.get("/metrics")).text
-        assert 'model_rejection_total{endpoint="completions",model="narrow"} 4.0' in metrics
+        assert 'model_rejection_total{dynamo_namespace="dynamo",endpoint="completions",model="narrow"} 4.0' in metrics
 
 
 async def test_what_is_refused_is_never_tokenized(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ async def test_without_the_admin_api_there_are_no_thresholds(mesh: Mesh) -> None
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_answer_tells_that_it_moved(mesh: Mesh, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     has_begun = asyncio.Event()
-    monkeypatch.setattr("dynamo_frontend.record.Record.first_output", lambda *_: has_begun.set())
+    monkeypatch.setattr("dynamo_frontend.record.Record.output", lambda *_: has_begun.set())
     lost, other = Narrow(gate=3), Narrow()
     other.go.set()
     async with front_of(mesh) as front:

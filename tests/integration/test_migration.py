@@ -241,5 +241,8 @@ async def test_the_only_worker_of_a_model_is_replaced_while_it_answers(mesh: Mes
         assert response.text.endswith("data: [DONE]\n\n"), response.text[-300:]
         assert response.text.count('"content":') == 301  # with the one that names the role
         metrics = (await front.http.get("/metrics")).text
-        assert 'model_migration_total{migration_type="ongoing_request",model="watched"} 1.0' in metrics
+        assert (
+            'model_migration_total{dynamo_namespace="dynamo",migration_type="ongoing_request",model="watched"} 1.0'
+            in metrics
+        )
         assert 'migration_type="new_request"' not in metrics

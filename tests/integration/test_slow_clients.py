@@ -76,7 +76,9 @@ async def test_what_is_kept_for_a_client_is_bounded(
     answered = await front.post({**CHAT, "max_tokens": 3})
     assert answered.status_code == 200
     client.close()
-    await eventually_counted(front, 'inflight_requests{endpoint="chat_completions",model="talker"} 0.0')
+    await eventually_counted(
+        front, 'inflight_requests{dynamo_namespace="dynamo",endpoint="chat_completions",model="talker"} 0.0'
+    )
 
 
 async def test_a_client_that_takes_no_byte_is_given_up(
