@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.telemetry import configure_tracing
 
 _R = TypeVar("_R")
 
@@ -58,6 +59,7 @@ def dynamo_worker(
         @functools.wraps(function)
         async def run(*args: Any, **kwargs: Any) -> _R | None:
             check_not_importing(function.__qualname__)
+            configure_tracing("dynamo-grpc-worker")
             async with DistributedRuntime(**settings) as runtime:
                 task = asyncio.ensure_future(function(runtime, *args, **kwargs))
                 try:

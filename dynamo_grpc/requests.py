@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
+from dynamo_grpc import semconv
 from dynamo_grpc.context import Context, enter_context, leave_context
 from dynamo_grpc.errors import EngineShutdown, HandlerOutputError, MeshError, RequestCancelledError
 from dynamo_grpc.lane import Lane, Sender
@@ -116,9 +117,8 @@ class Requests:
         token = enter_context(context)
         started, failed = time.monotonic(), ""
         try:
-            with server_span(
-                method, metadata, {"rpc.system.name": "grpc", "rpc.method": method, "request.id": context.id()}
-            ):
+            attributes = {semconv.RPC_SYSTEM: "grpc", semconv.RPC_METHOD: method, semconv.REQUEST_ID: context.id()}
+            with server_span(method, metadata, attributes):
                 await self._run(running, work)
                 call.set_trailing_metadata(trailers(context, sender.num_by_lane))
         except asyncio.CancelledError:

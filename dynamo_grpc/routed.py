@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,7 +33,11 @@ from dynamo_grpc.inbox import Sink
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.migration import Answer
 from dynamo_grpc.routing.budget import RetryBudget
+from dynamo_grpc.semconv import FIRST_OUTPUT, MIGRATED, RETRIED
+from dynamo_grpc.telemetry import Attempts
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2, model_card_pb2
+
+_NO_SPAN = contextlib.nullcontext()
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +82,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         open_at: opens a request at an instance.
         route: where it may go.
         answer: for a model's request: what it gave, so that it can go on elsewhere after its first output.
+        method: the RPC, for traces.
 
     Attributes:
         num_retries: how often it was sent to another instance because nothing had been given yet.
@@ -89,6 +95,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         open_at: Callable[[Live, R], OutputStream[M]],
         route: Route,
         answer: Answer | None = None,
+        method: str = "",
     ) -> None:
         self._request: R = request
         self._open_at: Callable[[Live, R], OutputStream[M]] = open_at
@@ -100,13 +107,16 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         self._error: MeshError | None = None
         self._is_closed = self._is_whole = False
         self.num_retries = 0
+        self._attempts = Attempts.begin(method)
         route.budget.request()
         self._open(route.choose(frozenset()))
 
     def _open(self, live: Live) -> None:
         self._live, self._has_answered, self._has_verdict = live, False, False
         self._was_try = self._route.instances.chosen(live)
-        self._stream: OutputStream[M] = self._open_at(live, self._request)
+        attempts = self._attempts
+        with attempts.open(live.instance.address, f"{live.instance_id:016x}") if attempts else _NO_SPAN:
+            self._stream: OutputStream[M] = self._open_at(live, self._request)
         self._stream.limit_silence(self._route.first_output_s, self._route.output_gap_s)
 
     def _verdict(self, error: MeshError | None = None, *, is_left: bool = False) -> None:
@@ -114,6 +124,8 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         if self._has_verdict:
             return
         self._has_verdict, instances, live = True, self._route.instances, self._live
+        if self._attempts is not None:
+            self._attempts.end(error or (RequestCancelledError("left") if is_left else None))
         is_well = None if is_left else True if error is None else _is_well(error)
         instances.ended(live, is_well=is_well, was_try=self._was_try, was_refused=isinstance(error, _REFUSALS))
         if isinstance(error, OverloadedError):
@@ -154,6 +166,8 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             if not self._has_answered:
                 self._has_answered = True
                 self._route.instances.answered(self._live)
+                if self._attempts is not None:
+                    self._attempts.event(FIRST_OUTPUT)
             return sink(outputs)
 
         while True:
@@ -164,6 +178,9 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
                     self._verdict()
                     return True
                 self._error = HandlerEndedError("the worker's stream ended without a finish reason")
+            except asyncio.CancelledError:
+                self._verdict(is_left=True)  # whoever read it will not close it
+                raise
             except MeshError as error:
                 if error is not self._stream.error:
                     raise  # the sink's own
@@ -225,6 +242,8 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
             live = self._choose_with_room(error)
         else:
             live = await self._wait_for_another(error)
+        if self._attempts is not None:
+            self._attempts.parent_event(MIGRATED if self._stream.has_output else RETRIED, error.message)
         if answer is None:
             self.num_retries += 1
         elif self._stream.has_output:
@@ -267,6 +286,10 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         finally:
             waiting.cancel()
             ended.cancel()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # one that was never opened, or whose event loop has ended
+            self._verdict(is_left=True)
 
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""

@@ -17,6 +17,10 @@ from dynamo_grpc.routing import Policy, RouterMode, make_policy
 from dynamo_grpc.routing.budget import RetryBudget
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
 
+#: Full names of the methods, as traces have them.
+GENERATE, EMBED = "dynamo_grpc.v1.Inference/Generate", "dynamo_grpc.v1.Inference/Embed"
+CALL = "dynamo_grpc.v1.Endpoint/Call"
+
 #: The pause before the second retry; it doubles with each one, and a part of it is by chance.
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
@@ -151,6 +155,7 @@ class Router:
             lambda live, message: self._delivery.open_generate(live, message, context, self.first_output_s),
             self._route(mode, instance_id),
             Answer(request, self.migration_limit if migration_limit is None else migration_limit),
+            method=GENERATE,
         )
 
     def call(
@@ -166,6 +171,7 @@ class Router:
             context,
             lambda live, message: self._delivery.open_call(live, message, context),
             self._route(mode, instance_id),
+            method=CALL,
         )
 
     def embed(
@@ -181,4 +187,5 @@ class Router:
             context,
             lambda live, message: self._delivery.open_embed(live, message, context, self.first_output_s),
             self._route(mode, instance_id),
+            method=EMBED,
         )

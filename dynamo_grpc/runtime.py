@@ -29,6 +29,7 @@ from dynamo_grpc.names import INSTANCES, EndpointName, check_part
 from dynamo_grpc.records import InstanceRecord, decode_instance, holding, refusal, to_entries
 from dynamo_grpc.registry import Registration, Registry, View
 from dynamo_grpc.server import Served, Server, advertised_address
+from dynamo_grpc.telemetry import flush, is_recording
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.version import __version__
 
@@ -165,6 +166,8 @@ class DistributedRuntime(AsyncClosing):
         await self.connections.close()
         if self._registry is not None:
             await self._registry.close()
+        if is_recording():
+            await asyncio.to_thread(flush)  # signals may end the process before the SDK's own exit handler
 
     # -- serving ------------------------------------------------------------------------------------------------------
 

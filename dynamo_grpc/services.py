@@ -13,7 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from opentelemetry import trace
 
+from dynamo_grpc import semconv
 from dynamo_grpc.embedding import Vectors
 from dynamo_grpc.errors import (
     CardMismatchError,
@@ -133,6 +135,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         async def on_wait() -> None:
             nonlocal has_waited
             has_waited = True
+            trace.get_current_span().add_event(semconv.QUEUED)
             await running.sender.tell_queued()
 
         is_resumed = request.HasField("resume")
@@ -142,8 +145,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             return
         timer = _limit_first_output(running, generation) if has_waited and running.first_output_s else None
         started = time.monotonic()
-        if has_waited and served.metrics is not None:
-            served.metrics.queue.observe(started - came)
+        if has_waited:
+            trace.get_current_span().add_event(semconv.TURN)
+            if served.metrics is not None:
+                served.metrics.queue.observe(started - came)
         try:
             await self._run(served, full, generation, running, sink, started)
         finally:

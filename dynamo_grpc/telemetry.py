@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -11,17 +12,22 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 
+from dynamo_grpc import semconv
+from dynamo_grpc.errors import MeshError, RequestCancelledError
+
 logger = logging.getLogger(__name__)
 
 _tracer = trace.get_tracer("dynamo_grpc")
 
 
 def configure_tracing(service: str) -> None:
-    """Export spans, if the standard OTEL_* variables ask for it; called once, at a process's start.
+    """Export spans, if the standard OTEL_* variables ask for it; called at a process's start.
 
     Args:
         service: the service's name, unless OTEL_SERVICE_NAME says otherwise.
     """
+    if is_recording():
+        return  # somebody has configured it already
     asked = os.environ.get("OTEL_TRACES_EXPORTER", "")
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     asked = asked or ("otlp" if any(os.environ.get(name) for name in endpoints) else "none")
@@ -35,17 +41,32 @@ def configure_tracing(service: str) -> None:
         exporter: SpanExporter
         if asked == "console":
             exporter = ConsoleSpanExporter()
+        elif asked != "otlp":
+            logger.warning("OTEL_TRACES_EXPORTER=%s is not known here: there are otlp, console and none", asked)
+            return
+        elif _protocol().startswith("http"):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found,unused-ignore]
+                OTLPSpanExporter as HttpExporter,
+            )
+
+            exporter = HttpExporter()
         else:
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
             exporter = OTLPSpanExporter()
     except ModuleNotFoundError as error:
-        logger.warning("OTEL_* asks for traces, and %s is missing: pip install 'dynamo-grpc[otel]'", error.name)
+        package = "opentelemetry-exporter-otlp-proto-http" if ".http" in str(error.name) else "'dynamo-grpc[otel]'"
+        logger.warning("OTEL_* asks for traces, and %s is missing: pip install %s", error.name, package)
         return
     name = os.environ.get("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
+
+
+def _protocol() -> str:
+    name = "OTEL_EXPORTER_OTLP_PROTOCOL"
+    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(name) or "grpc"
 
 
 def inject() -> dict[str, str]:
@@ -56,20 +77,113 @@ def inject() -> dict[str, str]:
     return carrier
 
 
+def is_recording() -> bool:
+    """Whether anybody may record spans; while not, nothing of them is done."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def trace_id() -> str:
+    """The current trace's id in hexadecimal; empty when there is none."""
+    context = trace.get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
 @contextlib.contextmanager
 def server_span(name: str, carrier: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[trace.Span]:
     """A span for a request that came in, child of the context in `carrier`; the current one inside the block."""
-    is_recorded = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    is_recorded = is_recording()
     if not is_recorded and not any(field in carrier for field in propagate.get_global_textmap().fields):
         yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
         return
     parent = propagate.extract(carrier)
-    token = otel_context.attach(parent)
+    span = _tracer.start_span(name, parent, trace.SpanKind.SERVER, dict(attributes))
+    token = otel_context.attach(trace.set_span_in_context(span, parent))
     try:
-        with _tracer.start_as_current_span(name, kind=trace.SpanKind.SERVER, attributes=dict(attributes)) as span:
-            yield span
+        yield span
+    except BaseException as error:
+        failed(span, error)
+        raise
     finally:
+        span.end()
         otel_context.detach(token)
+
+
+def failed(span: trace.Span, error: BaseException) -> None:
+    """Say on a span how it failed: what its client did is no error of the span."""
+    if not span.is_recording():
+        return
+    if isinstance(error, (asyncio.CancelledError, RequestCancelledError)):
+        span.add_event(semconv.CANCELLED)
+        span.set_attribute(semconv.ERROR_TYPE, "cancelled")
+        return
+    told = error if isinstance(error, MeshError) else None
+    span.set_attribute(semconv.ERROR_TYPE, told.reason.lower() if told else type(error).__qualname__)
+    if told is None or told.http_status >= 500:
+        span.set_status(trace.Status(trace.StatusCode.ERROR, told.message if told else None))
+
+
+class Attempts:
+    """The spans of one request's attempts: each is a call to one instance, child of what was current at the request.
+
+    Args:
+        method: the RPC, as package.Service/Method.
+    """
+
+    __slots__ = ("_method", "_num", "_parent", "_span")
+
+    def __init__(self, method: str) -> None:
+        self._method, self._num = method, 0
+        self._parent = otel_context.get_current()
+        self._span: trace.Span | None = None
+
+    @classmethod
+    def begin(cls, method: str) -> Attempts | None:
+        """Spans of attempts, if anybody may record them."""
+        return cls(method) if is_recording() else None
+
+    @contextlib.contextmanager
+    def open(self, address: str, instance_id: str) -> Iterator[None]:
+        """A new attempt; a call that is made inside the block carries it to the worker."""
+        self._num += 1
+        host, _, port = address.rpartition(":")
+        attributes: dict[str, str | int] = {
+            semconv.RPC_SYSTEM: "grpc",
+            semconv.RPC_METHOD: self._method,
+            semconv.SERVER_ADDRESS: host,
+            semconv.SERVER_PORT: int(port) if port.isdigit() else 0,
+            semconv.INSTANCE_ID: instance_id,
+            semconv.ATTEMPT: self._num,
+        }
+        self._span = _tracer.start_span(self._method, self._parent, trace.SpanKind.CLIENT, attributes)
+        token = otel_context.attach(trace.set_span_in_context(self._span, self._parent))
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
+
+    def event(self, name: str) -> None:
+        """Something happened in the attempt."""
+        if self._span is not None:
+            self._span.add_event(name)
+
+    def parent_event(self, name: str, text: str) -> None:
+        """Something happened to the request as a whole."""
+        trace.get_current_span(self._parent).add_event(name, {"reason": text})
+
+    def end(self, error: BaseException | None = None) -> None:
+        """The attempt has ended. Idempotent."""
+        span, self._span = self._span, None
+        if span is not None:
+            if error is not None:
+                failed(span, error)
+            span.end()
+
+
+def flush(limit_s: float = 2.0) -> None:
+    """Send what is recorded; blocks. A process that is about to end calls it."""
+    provider = trace.get_tracer_provider()
+    if (force_flush := getattr(provider, "force_flush", None)) is not None:
+        force_flush(int(limit_s * 1000))
 
 
 def headers(metadata: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:

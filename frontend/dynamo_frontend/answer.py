@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from opentelemetry import trace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -133,6 +134,7 @@ class Answer(Response):
     Args:
         work: writes the answer; what it raises becomes an error with its true status, or an error event once the
             stream has begun.
+        span: of the request, not entered yet.
         context: killed when the client goes.
         dialect: how errors look.
     """
@@ -140,6 +142,7 @@ class Answer(Response):
     def __init__(
         self,
         work: Callable[[Writer], Awaitable[None]],
+        span: contextlib.AbstractContextManager[trace.Span],
         context: Context,
         record: Record,
         headers: Headers,
@@ -148,12 +151,17 @@ class Answer(Response):
         dialect: envelope.Dialect = envelope.OPENAI,
     ) -> None:
         self._work, self._context, self._record, self._is_stream = work, context, record, is_stream
+        self._span = span
         self._dialect = dialect
         self._headers = headers
         self._given_up: MeshError | None = None
         self.background = None  # what FastAPI reads of a Response; nothing else of it is used
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._span as self._record.span:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         wire = scope.get("extensions", {}).get(EXTENSION)
         writer = Writer(send, self._headers, wire)
         task = asyncio.current_task()

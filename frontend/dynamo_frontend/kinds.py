@@ -68,6 +68,11 @@ class Kind(ABC, Generic[R]):
         """Whether it can answer with a stream."""
         return True
 
+    @property
+    def operation(self) -> str:
+        """What OpenTelemetry's GenAI conventions call it."""
+        return "text_completion" if self.model_type == model_card_pb2.MODEL_TYPE_COMPLETIONS else "chat"
+
     @abstractmethod
     async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
         """Ask the model, and write its answer."""
@@ -130,6 +135,10 @@ class Embedding(Kind[EmbeddingsRequest]):
     @property
     def streams(self) -> bool:
         return False
+
+    @property
+    def operation(self) -> str:
+        return "embeddings"
 
     async def answer(self, exchange: Exchange[EmbeddingsRequest], model: Model, writer: Writer) -> None:
         body, record = exchange.body, exchange.record

@@ -6,8 +6,10 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from opentelemetry import trace
+
 from dynamo_frontend.metrics import Gaps, Metrics, Series
-from dynamo_grpc import MeshError, OverloadedError, RequestCancelledError, SlowReaderError
+from dynamo_grpc import MeshError, OverloadedError, RequestCancelledError, SlowReaderError, semconv, telemetry
 
 logger = logging.getLogger("dynamo_frontend.requests")
 
@@ -31,6 +33,7 @@ class Record:
 
     Attributes:
         cached_tokens: of the prompt, if its worker said so.
+        span: the request's, in a trace; invalid without one.
     """
 
     metrics: Metrics
@@ -49,6 +52,8 @@ class Record:
     error: MeshError | None = None
     started: float = field(default_factory=time.perf_counter)
     first: float | None = None
+    span: trace.Span = trace.INVALID_SPAN
+    trace_id: str = ""
     _series: Series | None = None
     _prepared: float = 0.0
     _routed: float = 0.0
@@ -78,6 +83,7 @@ class Record:
             self.first, self.instance = now, instance_id
             if self._series is not None:
                 self._series.queued.dec()
+            self.span.add_event(semconv.FIRST_OUTPUT)
         elif num_tokens:
             self._gaps.add(now - self._last, num_tokens)
         self._last = now
@@ -100,7 +106,33 @@ class Record:
             self.metrics.cancellations.labels(*labels).inc()
         if series is not None:
             self._count(series, now)
+        self._describe()
         self._log(now, error_type)
+
+    def _describe(self) -> None:
+        """Say on the span what became of the request."""
+        span, self.trace_id = self.span, telemetry.trace_id()
+        if not span.is_recording():
+            return
+        span.set_attributes(
+            {
+                semconv.HTTP_STATUS: self.error.http_status if self.error else 200,
+                semconv.RESPONSE_ID: self.request_id,
+                semconv.INPUT_TOKENS: self.prompt_tokens,
+                semconv.OUTPUT_TOKENS: self.output_tokens,
+                semconv.NUM_MIGRATIONS: self.num_migrations,
+            }
+        )
+        if self.instance:
+            span.set_attribute(semconv.INSTANCE_ID, f"{self.instance:016x}")
+        if self.finish:
+            span.set_attribute(semconv.FINISH_REASONS, [self.finish])
+        if self.cached_tokens is not None:
+            span.set_attribute(semconv.CACHED_TOKENS, self.cached_tokens)
+        if self.first is not None:
+            span.set_attribute(semconv.FIRST_CHUNK_S, self.first - self.started)
+        if self.error is not None:
+            telemetry.failed(span, self.error)
 
     def _count(self, series: Series, now: float) -> None:
         series.inflight.dec()

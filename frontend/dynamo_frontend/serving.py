@@ -17,7 +17,7 @@ from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.record import Record
 from dynamo_frontend.settings import FrontendSettings
-from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError
+from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError, semconv
 from dynamo_grpc.admission import Drain
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.telemetry import server_span
@@ -71,17 +71,24 @@ class Serving:
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
 
         async def work(writer: Writer) -> None:
-            attributes = {"gen_ai.request.model": body.model, "request.id": request_id}
-            with server_span(f"POST {request.scope['path']}", headers_of(request), attributes):
-                model = await self._catalog().find(body.model)
-                record.begin(model.namespace, model.card.name)
-                model.check_type(kind.model_type, kind.what)
-                if instance_id is None:
-                    model.router.check_room()  # before it costs anything
-                await kind.answer(exchange, model, writer)
+            model = await self._catalog().find(body.model)
+            record.begin(model.namespace, model.card.name)
+            model.check_type(kind.model_type, kind.what)
+            if instance_id is None:
+                model.router.check_room()  # before it costs anything
+            await kind.answer(exchange, model, writer)
 
+        attributes = {
+            semconv.HTTP_METHOD: "POST",
+            semconv.HTTP_ROUTE: kind.path,
+            semconv.OPERATION: kind.operation,
+            semconv.REQUEST_MODEL: body.model[:100],
+            semconv.STREAM: body.stream,
+            semconv.REQUEST_ID: request_id,
+        }
         return Answer(
             lambda writer: self._admit(work, writer),
+            server_span(f"POST {kind.path}", headers_of(request), attributes),
             context,
             record,
             headers,
