@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from dynamo_grpc.errors import HandlerOutputError
 from dynamo_grpc.v1 import inference_pb2 as pb
+
+#: Values that are taken without a turn for others: some milliseconds.
+_TURN_VALUES = 100_000
+
+
+def _is_finite(vector: pb.Embedding) -> bool:
+    return math.isfinite(sum(vector.values[:]))
 
 
 class Vectors:
@@ -22,7 +30,7 @@ class Vectors:
         self._handler_name, self._request = handler_name, request
         self._response = pb.EmbedResponse()
 
-    def feed(self, item: Any) -> None:
+    async def feed(self, item: Any) -> None:
         """Take one item of the handler: an EmbedResponse, or vectors as rows of numbers (lists, a two-dimensional
         array) for the inputs that come next.
 
@@ -30,15 +38,24 @@ class Vectors:
             HandlerOutputError: it is none of these.
         """
         if isinstance(item, pb.EmbedResponse):
+            prompt_tokens = self._response.usage.prompt_tokens + item.usage.prompt_tokens
             self._response.MergeFrom(item)
+            self._response.usage.prompt_tokens = prompt_tokens
             return
         if not isinstance(item, Iterable) or isinstance(item, (str, bytes)):
             raise self._wrong(f"{item!r:.80} ({type(item).__name__})")
+        num_values = 0
         for row in item:
+            # an array's numbers, one by one, would take ten times as long
+            values = row.tolist() if hasattr(row, "tolist") else row
             try:
-                self._response.embeddings.add(values=row)
-            except (TypeError, ValueError) as error:
+                added = self._response.embeddings.add(values=values)
+            except (TypeError, ValueError, OverflowError) as error:
                 raise self._wrong(f"{row!r:.80} as a vector ({error})") from None
+            num_values += len(added.values)
+            if num_values > _TURN_VALUES:
+                num_values = 0
+                await asyncio.sleep(0)
 
     def response(self) -> pb.EmbedResponse:
         """The answer, when the handler has ended; prompt tokens are counted where they can be.
@@ -54,7 +71,7 @@ class Vectors:
             raise self._wrong(f"vectors of length {min(lengths)}, {self._request.dimensions} were asked for")
         if len(lengths) != 1 or 0 in lengths:
             raise self._wrong(f"vectors of lengths {', '.join(map(str, sorted(lengths)))}")
-        if not all(math.isfinite(sum(vector.values)) for vector in response.embeddings):
+        if not all(_is_finite(vector) for vector in response.embeddings):
             raise self._wrong("a vector with values that are no numbers")
         if not response.usage.prompt_tokens:
             response.usage.prompt_tokens = sum(len(one.token_ids) for one in self._request.inputs)

@@ -137,6 +137,8 @@ class Generation:
         """
         if self.is_finished:
             return None
+        if self._wants_prompt_logprobs and not is_stopped:
+            self._check_prompt(pb.PromptInfo())
         last = pb.GenerateResponse()
         for index in range(self._num_choices):
             choice = self._choices.setdefault(index, _Choice())
@@ -207,9 +209,9 @@ class Generation:
     def _check_prompt(self, told: pb.PromptInfo) -> None:
         """The first output says how likely the prompt's tokens are."""
         self._wants_prompt_logprobs = False
-        count, wanted = len(told.logprobs.token_logprobs), len(self.request.token_ids)
+        count, wanted = len(told.logprobs.token_logprobs), len(self.request.token_ids) or len(told.token_ids)
         has_top = not self.request.output_options.prompt_logprobs or len(told.logprobs.top) == wanted
-        if count != wanted or not has_top:
+        if count != wanted or not wanted or not has_top:
             raise HandlerOutputError(
                 f"handler {self.handler_name} declares the capability 'prompt_logprobs' and its first output has "
                 f"{count} of them in prompt_info for a prompt of {wanted} tokens ({len(told.logprobs.top)} tops)"

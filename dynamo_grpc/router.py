@@ -69,10 +69,9 @@ class Router:
         if instance_id is not None:
             live = self.instances.get(instance_id)
             if live is None or instance_id in excluded:
-                known = [str(other.instance_id) for other in self.instances.all()]
-                raise NoInstancesError(
-                    f"instance_id={instance_id} not found for {self._describe}: there are {names(known)}"
-                )
+                known = [f"{other.instance_id:016x}" for other in self.instances.all()]
+                asked = f"instance_id={instance_id} ({instance_id:016x})"
+                raise NoInstancesError(f"{asked} not found for {self._describe}: there are {names(known)}")
             return live
         if mode not in self._policies:
             self._policies[mode] = make_policy(mode, self._rng)

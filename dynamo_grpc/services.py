@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +95,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         given.CopyFrom(request)
         given.model, given.request_id = card.name, running.context.id()
         vectors = Vectors(served.handler.name, given)
-        wait = running.sender.tell_queued
-        if not await served.admission.enter(running.context, request.priority, on_wait=wait):
+        has_waited = False
+
+        async def on_wait() -> None:
+            nonlocal has_waited
+            has_waited = True
+            await running.sender.tell_queued()
+
+        if not await served.admission.enter(running.context, request.priority, on_wait=on_wait):
             raise RequestCancelledError("the request was stopped while it waited for its turn")
+        timer = _limit_first_output(running, lambda: True) if has_waited and running.first_output_s else None
         try:
             stream = served.handler(to_dict(given) if served.gives_dicts else given, running.context)
             async with contextlib.aclosing(stream) as items:
                 async for item in items:
-                    vectors.feed(item)
+                    await vectors.feed(item)
         finally:
             served.admission.leave()
+            if timer is not None:
+                timer.cancel()
         return vectors.response()
 
     def _begin(self, model: str, running: Running) -> tuple[Served, model_card_pb2.ModelCard]:
@@ -143,7 +153,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
             if response := generation.end(is_stopped=True):
                 await sink.send(self._sign(response, served))
             return
-        timer = _limit_first_output(running, generation) if has_waited and running.first_output_s else None
+        timer = None
+        if has_waited and running.first_output_s:
+            timer = _limit_first_output(running, lambda: generation.sequence == 0)
         started = time.monotonic()
         if has_waited:
             trace.get_current_span().add_event(semconv.TURN)
@@ -229,11 +241,11 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
                 sequence += 1
 
 
-def _limit_first_output(running: Running, generation: Generation) -> asyncio.TimerHandle:
+def _limit_first_output(running: Running, is_silent: Callable[[], bool]) -> asyncio.TimerHandle:
     """Hold a handler to its client's limit that began late: the client can't know when it had its turn."""
 
     def look() -> None:
-        if generation.sequence == 0:
+        if is_silent():
             text = f"the handler gave no output for {running.first_output_s:g} s after its turn came"
             running.end(ResponseTimeoutError(text))
 
@@ -246,7 +258,7 @@ def _check_health(served: Served) -> None:
         raise NotReadyError(f"the health check of {served.name} fails ({served.sick_because}): try another instance")
 
 
-_READERS = {InferenceServicer._run.__code__, EndpointServicer._run.__code__}
+_READERS = {InferenceServicer._run.__code__, InferenceServicer._embed.__code__, EndpointServicer._run.__code__}
 _OURS = {"dynamo_grpc.lane", "dynamo_grpc.generation", __name__}
 
 

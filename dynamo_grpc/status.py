@@ -17,6 +17,7 @@ from dynamo_grpc.errors import (
     DeadlineError,
     EndpointNotFoundError,
     EngineShutdown,
+    HandlerOutputError,
     HttpError,
     InstanceLostError,
     InternalError,
@@ -131,7 +132,9 @@ def from_status(code: grpc.StatusCode, message: str, details: bytes | None) -> M
         return HttpError(int(info.metadata["http_status"]), message)
     cls = BY_REASON.get(info.reason) if info.domain == DOMAIN else None
     if cls is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        cls = TooLargeError
+        # which way it was going: the same words are used for both
+        is_answer = message.startswith(("SERVER: Sent", "CLIENT: Received"))
+        cls = HandlerOutputError if is_answer else TooLargeError
     cls = cls or _BY_CODE.get(code, InternalError)
     if cls is InternalError and not info.reason:  # a plain servicer's exception: its text is not for clients
         error_id = uuid.uuid4().hex[:12]

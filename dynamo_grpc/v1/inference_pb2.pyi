@@ -1257,6 +1257,7 @@ class EmbedRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     MDC_SUM_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
+    EXTENSIONS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model."""
     dimensions: builtins.int
@@ -1271,6 +1272,10 @@ class EmbedRequest(google.protobuf.message.Message):
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EmbedInput]:
         """What to embed; each gives one vector."""
 
+    @property
+    def extensions(self) -> google.protobuf.struct_pb2.Struct:
+        """Anything else an engine understands, by name."""
+
     def __init__(
         self,
         *,
@@ -1280,9 +1285,10 @@ class EmbedRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         mdc_sum: builtins.str | None = ...,
         priority: builtins.int | None = ...,
+        extensions: google.protobuf.struct_pb2.Struct | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "mdc_sum", b"mdc_sum", "priority", b"priority"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "inputs", b"inputs", "mdc_sum", b"mdc_sum", "model", b"model", "priority", b"priority", "request_id", b"request_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "extensions", b"extensions", "mdc_sum", b"mdc_sum", "priority", b"priority"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dimensions", b"_dimensions", "_mdc_sum", b"_mdc_sum", "_priority", b"_priority", "dimensions", b"dimensions", "extensions", b"extensions", "inputs", b"inputs", "mdc_sum", b"mdc_sum", "model", b"model", "priority", b"priority", "request_id", b"request_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_dimensions", b"_dimensions"]) -> typing.Literal["dimensions"] | None: ...
     @typing.overload

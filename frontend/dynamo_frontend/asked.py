@@ -10,6 +10,7 @@ from fastapi import Request
 from dynamo_grpc import InvalidRequestError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_LONGEST_ID = 18  # hexadecimal digits of 64 bits, and 0x
 _LONGEST_S = 24 * 3600.0
 _HEADERS = "dynamo_frontend.headers"  # in the ASGI scope
 _ID = re.compile(r"[ -~]{1,200}")
@@ -54,6 +55,8 @@ def instance_of(request: Request) -> int | None:
     if text is None:
         return None
     try:
+        if len(text) > _LONGEST_ID:
+            raise ValueError
         return int(text, 16)
     except ValueError:
         raise InvalidRequestError(

@@ -44,6 +44,8 @@ async def prepare_embeddings(request: EmbeddingsRequest, model: Model) -> pb.Emb
     message = pb.EmbedRequest(
         model=card.name, mdc_sum=card.checksum, dimensions=request.dimensions, priority=request.priority
     )
+    if request.user:
+        message.extensions["user"] = request.user
     prompts = prompts_of(request.input)
     if len(prompts) > MAX_INPUTS:
         raise InvalidRequestError(f"{len(prompts)} inputs: at most {MAX_INPUTS}", param="input")

@@ -52,23 +52,36 @@ class Detokenizer:
     """Text of one choice, without broken characters.
 
     Args:
-        prompt_tail: last ids of the prompt: some tokenizers spell a token by what is before it.
+        seed: ids that it is decoded behind, and that are not shown (`PromptTokenizer.seed`).
+        plain_seed: the same where a decoder has to begin again.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tail: Sequence[int], *, skip_special_tokens: bool) -> None:
-        self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._stream = DecodeStream(list(prompt_tail), skip_special_tokens)
+    def __init__(
+        self, tokenizer: Tokenizer, seed: Sequence[int], *, skip_special_tokens: bool, plain_seed: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer, self._skip, self._plain_seed = tokenizer, skip_special_tokens, list(plain_seed)
+        self._stream = DecodeStream(list(seed), skip_special_tokens)
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
         """The text that a token completes; empty in the middle of a character."""
-        text = self._stream.step(self._tokenizer, token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # a plain one: bytes that are no text changed what was decoded before them
+            text = self._begin_again(token_id)
         if text is None:
             self._pending.append(token_id)
             return ""
         if self._pending:
             self._pending.clear()
         return text
+
+    def _begin_again(self, token_id: int) -> str:
+        """The text of what is pending with a token, broken as it is."""
+        seed, decode = self._plain_seed, self._tokenizer.decode
+        self._stream = DecodeStream([*seed], self._skip)
+        whole = decode([*seed, *self._pending, token_id], skip_special_tokens=self._skip)
+        return whole[len(decode(seed, skip_special_tokens=self._skip)) :]
 
     def flush(self) -> str:
         """What is left of an unfinished character, at the end."""

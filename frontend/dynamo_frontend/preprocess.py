@@ -54,12 +54,14 @@ class Part:
         index: of its first choice in the answer.
         echo: what stands before each of its choices.
         counts_prompt: whether its prompt counts in the usage: once for all choices of a prompt.
+        is_silent: the client wants no answer, what its prompt is like alone: nothing that is generated is shown.
     """
 
     message: inference_pb2.PreprocessedRequest
     index: int = 0
     echo: str = ""
     counts_prompt: bool = True
+    is_silent: bool = False
 
     @property
     def has_prompt_logprobs(self) -> bool:
@@ -130,9 +132,17 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
             message.output_options.prompt_logprobs = request.logprobs
     echo = ""
     if request.echo:
-        tokenizer = model.preparation.tokenizer
-        echo = prompt if isinstance(prompt, str) else tokenizer.base.decode(prompt) if tokenizer else ""
-    return _parts(message, model, request.max_tokens, _COMPLETION_TOKENS, request, echo)
+        if isinstance(prompt, str):
+            echo = prompt
+        elif (tokenizer := model.preparation.tokenizer) is not None:
+            echo = tokenizer.base.decode(prompt, skip_special_tokens=request.skip_special_tokens)
+        if request.max_tokens in (0, 1) and request.logprobs is not None:
+            message.stop_conditions.ignore_eos = True  # whoever scores a prompt counts on one token behind it
+    parts = _parts(message, model, request.max_tokens or None, _COMPLETION_TOKENS, request, echo)
+    if request.max_tokens == 0:
+        for part in parts:
+            part.is_silent, part.message.stop_conditions.max_tokens = True, 1
+    return parts
 
 
 def _parts(

@@ -13,6 +13,7 @@ from dynamo_frontend.preprocess import Part, stop_strings
 from dynamo_frontend.record import Record
 from dynamo_frontend.schemas import Sampling
 from dynamo_grpc import Context, HandlerEndedError, RouterMode
+from dynamo_grpc.errors import HandlerOutputError
 from dynamo_grpc.v1 import inference_pb2 as pb
 
 _REASONS = {
@@ -20,8 +21,6 @@ _REASONS = {
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
     pb.FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
-#: Prompt tokens that a detokenizer is seeded with.
-_TAIL = 8
 
 
 @dataclass(slots=True)
@@ -32,6 +31,7 @@ class Piece:
         token_ids: the tokens of the piece; may be more or fewer than `text` shows (half characters, stop strings).
         finish: OpenAI's finish reason, in a choice's last piece.
         stop: the stop string that ended the choice, if one did.
+        num_prompt: so many of the tokens are the prompt's, echoed.
     """
 
     index: int
@@ -40,6 +40,7 @@ class Piece:
     logprobs: pb.Logprobs | None
     finish: str | None
     stop: str | None = None
+    num_prompt: int = 0
 
 
 class Relay:
@@ -52,6 +53,7 @@ class Relay:
     Attributes:
         counts_prompt: whether its prompt counts in the usage of the whole.
         usage: prompt and completion tokens; final when `run` has ended.
+        has_output: whether its worker gave anything.
         num_migrations: how often it went on at another worker.
     """
 
@@ -69,6 +71,8 @@ class Relay:
         self._model, self._message, self._context, self._record = model, message, context, record
         self._index, self.counts_prompt = part.index, part.counts_prompt
         self._echo = part.echo if part.has_prompt_logprobs else None
+        self._is_silent = part.is_silent
+        self.has_output = False
         self._mode, self._instance_id = mode, instance_id
         self._options = request
         self._stops = stop_strings(request)
@@ -95,7 +99,7 @@ class Relay:
                 self._record.routed()
 
                 def sink(outputs: list[pb.GenerateResponse | int]) -> bool:
-                    before = self._num_counted
+                    before, self.has_output = self._num_counted, True
                     pieces = self.feed(outputs)
                     num_tokens = self._num_counted - before or len(pieces)  # text can't be counted in tokens
                     self._record.output(stream.instance.instance_id, num_tokens)
@@ -130,22 +134,27 @@ class Relay:
                 continue
             assert isinstance(output, pb.GenerateResponse)
             if output.HasField("prompt_info") and self._echo is not None:
-                pieces += self._echoes(self._echo, output.prompt_info.logprobs)
+                pieces += self._echoes(self._echo, output.prompt_info)
             pieces += [piece for delta in output.choices if (piece := self._piece(delta))]
             if output.HasField("usage"):
                 self._count(output.usage)
         return pieces
 
-    def _echoes(self, echo: str, logprobs: pb.Logprobs) -> list[Piece]:
+    def _echoes(self, echo: str, info: pb.PromptInfo) -> list[Piece]:
         """The prompt, before each choice, with how likely its tokens are; nothing is known of the first one."""
         self._echo = None
+        token_ids = self._message.token_ids or info.token_ids
+        if not token_ids or len(info.logprobs.token_logprobs) != len(token_ids):
+            raise HandlerOutputError("the worker doesn't say how likely the prompt's tokens are, though it declares so")
         told = pb.Logprobs()
-        told.CopyFrom(logprobs)
+        told.CopyFrom(info.logprobs)
         told.token_logprobs[0] = math.nan
-        token_ids = self._message.token_ids
-        return [Piece(self._index + number, echo, token_ids, told, None) for number in range(self._num_choices)]
+        num = len(token_ids)
+        return [Piece(self._index + i, echo, token_ids, told, None, None, num) for i in range(self._num_choices)]
 
     def _token(self, token_id: int) -> Piece:
+        if self._is_silent:
+            return Piece(self._index, "", (), None, self._finish(0, "length"))
         choice = self._choices.get(0) or self._choice(0)
         text = choice.feed_token(token_id)
         self._num_counted += 1
@@ -163,8 +172,11 @@ class Relay:
             tokenizer = self._model.preparation.tokenizer
             detokenizer = None
             if tokenizer is not None:
-                tail = self._message.token_ids[-_TAIL:]
-                detokenizer = Detokenizer(tokenizer.base, tail, skip_special_tokens=self._options.skip_special_tokens)
+                skips = self._options.skip_special_tokens
+                seed = tokenizer.seed(self._message.token_ids, skip_special_tokens=skips)
+                detokenizer = Detokenizer(
+                    tokenizer.base, seed, skip_special_tokens=skips, plain_seed=tokenizer.plain_seed
+                )
             self._choices[index] = ChoiceText(
                 detokenizer,
                 self._stops,
@@ -176,6 +188,8 @@ class Relay:
     def _piece(self, delta: pb.ChoiceDelta) -> Piece | None:
         if delta.index in self._finished:
             return None
+        if self._is_silent:
+            return Piece(self._index + delta.index, "", (), None, self._finish(delta.index, "length"))
         choice = self._choice(delta.index)
         token_ids: Sequence[int] = delta.token_ids
         logprobs = delta.logprobs if delta.HasField("logprobs") else None
@@ -185,6 +199,9 @@ class Relay:
             text, count = choice.feed_tokens(token_ids)
             if count < len(token_ids):
                 token_ids = token_ids[:count]
+                if logprobs is not None:
+                    del logprobs.token_logprobs[count:]
+                    del logprobs.top[count:]
         self._num_counted += len(token_ids)
         finish = None
         if choice.stop is not None:
@@ -204,7 +221,7 @@ class Relay:
 
     def settle(self) -> None:
         """What we could count ourselves holds."""
-        if self._num_counted:
+        if self._num_counted or self._is_silent:
             self.usage.completion_tokens = self._num_counted
 
 
@@ -235,6 +252,11 @@ class Relays:
         for relay in self._relays:
             relay.settle()
         return self.usage
+
+    @property
+    def has_output(self) -> bool:
+        """Whether any of them gave anything."""
+        return any(relay.has_output for relay in self._relays)
 
     @property
     def num_migrations(self) -> int:
@@ -284,11 +306,12 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
 
 def _join(pieces: Sequence[Piece]) -> Piece:
     logprobs = None
-    if pieces[0].logprobs is not None:
+    if any(piece.logprobs is not None for piece in pieces):
         logprobs = pb.Logprobs()
         for piece in pieces:
             if piece.logprobs is not None:
                 logprobs.MergeFrom(piece.logprobs)
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
     last = pieces[-1]
-    return Piece(last.index, "".join(p.text for p in pieces), token_ids, logprobs, last.finish, last.stop)
+    text = "".join(piece.text for piece in pieces)
+    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt)

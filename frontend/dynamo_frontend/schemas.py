@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dynamo_grpc import UnsupportedError
 
@@ -59,6 +59,14 @@ class Asked(BaseModel):
 
     model: str = Field(max_length=256)
     stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        """What is null is left out, as OpenAI's types have it."""
+        if isinstance(values, dict) and None in values.values():
+            return {name: value for name, value in values.items() if value is not None}
+        return values
 
     #: Options that are refused for now, unless they ask for what happens anyway.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
@@ -163,6 +171,7 @@ class CompletionRequest(Sampling):
     """Body of /v1/completions."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = Field(None, ge=0, lt=2**32)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
     best_of: int | None = Field(None, ge=1, le=128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -16,8 +17,6 @@ from dynamo_grpc.v1 import inference_pb2 as pb
 DONE = b"data: [DONE]\n\n"
 #: What stands for a probability of 0, which JSON has no logarithm of. (NaN becomes null: nothing is known.)
 _LOWEST = -9999.0
-#: In bytes of UTF-8.
-_LONGEST_CHAR = 4
 
 
 def usage_dict(usage: pb.Usage, num_migrations: int = 0) -> dict[str, Any]:
@@ -158,6 +157,7 @@ class CompletionShape(_Shape):
     def __init__(self, request_id: str, asked: Asked, spelling: Spelling | None) -> None:
         super().__init__(request_id, asked, spelling)
         self._places: dict[int, _Place] = {}
+        self._skips_special = not isinstance(asked, Sampling) or asked.skip_special_tokens
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         return b""
@@ -186,38 +186,60 @@ class CompletionShape(_Shape):
     def _logprobs(self, piece: Piece) -> dict[str, Any]:
         assert piece.logprobs is not None
         spelled = [self._token(token) for token in piece.token_ids]
-        place = self._places.setdefault(piece.index, _Place())
-        offsets = [place.after(token) for token in spelled]
-        top = [
-            {
-                _named(self._token(t)): max(logprob, _LOWEST)
-                for t, logprob in zip(entry.token_ids, entry.logprobs, strict=True)
-            }
-            or None  # of a prompt's first token
-            for entry in piece.logprobs.top
-        ]
+        place = self._places.setdefault(piece.index, _Place(skips_special=self._skips_special))
+        offsets = [place.of_prompt(token, piece.text) for token in spelled[: piece.num_prompt]]
+        if piece.num_prompt:
+            place.end_of_prompt()
+        offsets += [place.after(token) for token in spelled[piece.num_prompt :]]
+        logprobs = piece.logprobs.token_logprobs[: len(spelled)]
+        top: list[dict[str, float] | None] = []
+        for token, logprob, entry in zip(spelled, logprobs, piece.logprobs.top, strict=False):
+            names: dict[str, float] = {}
+            for other, likely in zip(entry.token_ids, entry.logprobs, strict=True):
+                names.setdefault(_named(self._token(other)), max(likely, _LOWEST))  # most likely first
+            if names:  # the token itself is always there
+                names.setdefault(_named(token), max(logprob, _LOWEST))
+            top.append(names or None)  # of a prompt's first token
         return {
             "tokens": [_named(token) for token in spelled],
-            "token_logprobs": [max(logprob, _LOWEST) for logprob in piece.logprobs.token_logprobs[: len(spelled)]],
+            "token_logprobs": [max(logprob, _LOWEST) for logprob in logprobs],
             "top_logprobs": top or None,
             "text_offset": offsets,
         }
 
 
 class _Place:
-    """Where the next token of a choice begins, in characters."""
+    """Where the next token of a choice begins in its text, in characters."""
 
-    def __init__(self) -> None:
-        self._length, self._pending = 0, b""
+    def __init__(self, *, skips_special: bool) -> None:
+        self._skips_special = skips_special
+        self._length, self._is_within = 0, False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of_prompt(self, token: Spelled, text: str) -> int:
+        """Where a token of an echoed prompt begins; of its text a decoder may have left out something."""
+        for said in (token.text, token.text.lstrip()):
+            if said and _is_text(token) and text.startswith(said, self._length):
+                at, self._length = self._length, self._length + len(said)
+                return at
+        return self._length if _is_text(token) else self.after(token)
+
+    def end_of_prompt(self) -> None:
+        """What comes is the answer's."""
+        self._decoder.reset()
+        self._is_within = False
 
     def after(self, token: Spelled) -> int:
-        """Where a token begins; the next one comes behind it."""
-        at, data = self._length, self._pending + token.data
-        try:
-            self._length, self._pending = at + len(data.decode()), b""
-        except UnicodeDecodeError:  # in the middle of a character, if it will be one
-            is_hopeless = len(data) >= _LONGEST_CHAR
-            self._length, self._pending = (at + 1, b"") if is_hopeless else (at, data)
+        """Where a token of the answer begins; the next one comes behind it."""
+        if token.is_special and self._skips_special:
+            return self._length
+        goes_on = bool(token.data) and token.data[0] & 0xC0 == 0x80
+        if self._is_within and not goes_on:  # of a character that was begun nothing more came
+            self._decoder.reset()
+            self._length += 1
+        at = self._length
+        self._length += len(self._decoder.decode(token.data))
+        self._is_within = bool(self._decoder.getstate()[0])
         return at
 
 

@@ -27,6 +27,7 @@ class Spelled(NamedTuple):
 
     text: str
     data: bytes
+    is_special: bool = False
 
 
 class Spelling:
@@ -35,6 +36,7 @@ class Spelling:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, Spelled] = {}
+        self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def __getitem__(self, token_id: int) -> Spelled:
         found = self._known.get(token_id)
@@ -47,7 +49,7 @@ class Spelling:
         alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
         text = self._tokenizer.decode([token_id, token_id], skip_special_tokens=False)[len(alone) :]
         if _REPLACEMENT not in text:
-            return Spelled(text, text.encode())
+            return Spelled(text, text.encode(), token_id in self._special)
         raw = self._tokenizer.id_to_token(token_id) or ""
         if match := _BYTE.fullmatch(raw):
             data = bytes([int(match[1], 16)])

@@ -8,6 +8,7 @@ prompt, and is tokenized once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import re
@@ -21,6 +22,8 @@ from dynamo_frontend.spelling import Spelling
 
 #: Texts longer than this leave the event loop to others; a thread costs as much as this many characters.
 LONG_CHARS = 6_000
+#: Prompt tokens that decoding an answer begins behind.
+_TAIL = 8
 #: The cache holds pieces of this many characters in all.
 MAX_CACHED_CHARS = 16 * 1024 * 1024
 
@@ -53,6 +56,22 @@ class PromptTokenizer:
         self.on_look_up: Callable[[int, int], None] = lambda num_hits, num_misses: None
         self._cache: dict[str, array[int]] = {}
         self._num_cached_chars = 0
+
+    def seed(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> list[int]:
+        """What the text of an answer is decoded behind: some tokenizers spell a token by what is before it.
+
+        The end of the prompt; but not one that ends in a broken character, or in what looks like one: a decoder would
+        wait for the rest of it, and then give it with the answer.
+        """
+        tail = list(token_ids[-_TAIL:])
+        if tail and self.base.decode(tail, skip_special_tokens=skip_special_tokens).endswith("\ufffd"):
+            return self.plain_seed
+        return tail
+
+    @functools.cached_property
+    def plain_seed(self) -> list[int]:
+        """A seed that says nothing of the prompt."""
+        return self.base.encode("a", add_special_tokens=False).ids
 
     async def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the tokens that a tokenizer adds around a whole one."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_grpc import Context, Worker
+from dynamo_grpc import Context, EngineShutdown, Worker
 from dynamo_grpc.messages import to_dict
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2
@@ -133,6 +133,89 @@ async def test_an_echo_says_how_likely_the_prompt_was(front: Front) -> None:
         assert longer["logprobs"]["token_logprobs"][len(ids)] == pytest.approx(told["token_logprobs"][-1], abs=1e-3)
 
 
+class Plain(Worker):
+    """Declares guided decoding, and not that it could make several choices; counts from its seed."""
+
+    model_path = FOLDER
+    model_name = "plain"
+    capabilities = ("guided_decoding",)
+
+    def __init__(self) -> None:
+        self.requests: list[inference_pb2.PreprocessedRequest] = []
+
+    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
+        self.requests.append(request)
+        for count in range(3):
+            yield 300 + request.sampling_options.seed * 3 + count
+
+
+class Ending(Plain):
+    """Ends at once, and tells of its prompt."""
+
+    model_name = "ending"
+    capabilities = ("logprobs", "prompt_logprobs")
+
+    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> Any:
+        self.requests.append(request)
+        count = len(request.token_ids)
+        logprobs = inference_pb2.Logprobs(token_logprobs=[-float(n) for n in range(count)])
+        delta = inference_pb2.ChoiceDelta(token_ids=[1], logprobs=inference_pb2.Logprobs(token_logprobs=[-9.0]))
+        yield inference_pb2.GenerateResponse(prompt_info=inference_pb2.PromptInfo(logprobs=logprobs), choices=[delta])
+
+
+async def test_who_scores_a_prompt_gets_one_token_behind_it_always(mesh: Mesh, front: Front) -> None:
+    await serve_beside(mesh, front, Ending())
+    body = {"model": "ending", "prompt": [316, 508, 271, 1026], "echo": True, "logprobs": 0}
+    for max_tokens, told in ((1, [None, -1, -2, -3, -9]), (0, [None, -1, -2, -3])):
+        whole = (await front.post({**body, "max_tokens": max_tokens}, PATH)).json()
+        assert whole["choices"][0]["logprobs"]["token_logprobs"] == told
+        assert whole["choices"][0]["finish_reason"] == "length"
+        assert whole["usage"]["completion_tokens"] == max_tokens
+        assert await streamed(front, {**body, "max_tokens": max_tokens}) == folded(whole)
+    longer = (await front.post({**body, "max_tokens": 2}, PATH)).json()
+    assert longer["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_offsets_are_places_in_the_text(front: Front) -> None:
+    special = [3, 316, 508, 1, 271]
+    broken = (await front.post({"model": "tiny", "prompt": " the wind is cold"}, "/tokenize")).json()["tokens"]
+    for prompt in ("The sea", special, [316, 258, *broken]):
+        choice = (await complete(front, prompt=prompt, echo=True, logprobs=1, max_tokens=4))["choices"][0]
+        told, text = choice["logprobs"], choice["text"]
+        for token, at in zip(told["tokens"], told["text_offset"], strict=True):
+            if not token.startswith(("bytes:", "<|")):
+                assert text.startswith(token, at), (prompt, token, at, text)
+        for token, top in zip(told["tokens"], told["top_logprobs"], strict=True):
+            assert top is None or token in top
+
+
+async def test_nulls_are_as_good_as_nothing(front: Front) -> None:
+    nothing = {"stream": None, "n": None, "stop": None, "logprobs": None, "temperature": None, "stream_options": None}
+    assert (await front.post({**CHAT, "max_tokens": 1, **nothing})).status_code == 200
+    assert (await front.post({**ASK, "prompt": "x", "echo": None, **nothing}, PATH)).status_code == 200
+    body = {"model": "tiny", "input": "x", "max_output_tokens": 1, "stream": None, "temperature": None}
+    assert (await front.post(body, "/v1/responses")).status_code == 200
+
+
+async def test_a_whole_answer_is_tried_as_often_as_a_stream(mesh: Mesh, front: Front) -> None:
+    asked = []
+
+    class Leaving(Plain):
+        model_name = "leaving"
+
+        async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
+            asked.append(self)
+            raise EngineShutdown("elsewhere")
+            yield 1
+
+    for _ in range(5):
+        await mesh.serve_worker(Leaving())
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    await eventually(lambda: len(front.frontend.catalog.ready()[0].instances.routable()) == 5)
+    await front.error({**CHAT, "model": "leaving"}, 503)
+    assert len(asked) == 4
+
+
 async def test_a_worker_that_owes_log_probabilities_is_named(mesh: Mesh, front: Front) -> None:
     class Silent(Plain):
         model_name = "silent"
@@ -167,22 +250,6 @@ async def test_the_best_of_several(front: Front) -> None:
     assert (await front.error({**ASK, "prompt": "x", "best_of": 2, "n": 3}, 400, PATH))["param"] == "best_of"
     echoed = await complete(front, prompt="The sea", n=2, best_of=8, echo=True, logprobs=0)
     assert [c["text"] for c in echoed["choices"]] == ["The sea" + c["text"] for c in ranked[:2]]
-
-
-class Plain(Worker):
-    """Declares guided decoding, and not that it could make several choices; counts from its seed."""
-
-    model_path = FOLDER
-    model_name = "plain"
-    capabilities = ("guided_decoding",)
-
-    def __init__(self) -> None:
-        self.requests: list[inference_pb2.PreprocessedRequest] = []
-
-    async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
-        self.requests.append(request)
-        for count in range(3):
-            yield 300 + request.sampling_options.seed * 3 + count
 
 
 async def test_choices_of_a_worker_that_makes_one_at_a_time(mesh: Mesh, front: Front) -> None:

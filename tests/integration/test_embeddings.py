@@ -10,7 +10,8 @@ import grpc
 import openai
 import pytest
 
-from dynamo_grpc import Context, HttpError, ModelType, OverloadedError, UnsupportedError, Worker
+from dynamo_grpc import Context, HttpError, ModelInput, ModelType, OverloadedError, UnsupportedError, Worker
+from dynamo_grpc.cards import load_model
 from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc
 
@@ -150,9 +151,6 @@ async def test_a_model_of_text_is_given_text(mesh: Mesh) -> None:
         for one in request["inputs"]:
             yield [[float(len(one["text"]))]]  # some at a time
 
-    from dynamo_grpc import ModelInput
-    from dynamo_grpc.cards import load_model
-
     model = load_model(None, "words", model_input=ModelInput.Text, model_type=ModelType.Embedding)
     await mesh.serve("dynamo.backend.words", handler, model)
     async with front_of(mesh) as front:
@@ -169,6 +167,7 @@ NO_VECTORS: list[tuple[Any, str]] = [
     ([["x"]], "as a vector"),
     ([[float("nan")]], "no numbers"),
     ([[]], "of lengths 0"),
+    ([[10**400]], "as a vector"),
     (7, "yielded 7 (int)"),
 ]
 
@@ -179,6 +178,57 @@ async def test_a_handler_that_gives_no_vectors_is_named(served: tuple[Front, Mes
         error = await served[0].error({"model": "vectors", "input": "a"}, 500, PATH)
         assert "Embedder.generate yielded" in error["message"]
         assert says in error["message"]
+
+
+async def test_counts_add_up_and_the_user_reaches_the_worker(mesh: Mesh) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def handler(request: dict[str, Any]) -> AsyncIterator[Any]:
+        seen.append(request)
+        for count, _ in enumerate(request["inputs"], start=3):
+            usage = inference_pb2.Usage(prompt_tokens=count)
+            yield inference_pb2.EmbedResponse(embeddings=[inference_pb2.Embedding(values=[1.0])], usage=usage)
+
+    model = load_model(None, "words", model_input=ModelInput.Text, model_type=ModelType.Embedding)
+    await mesh.serve("dynamo.backend.words", handler, model)
+    async with front_of(mesh) as front:
+        await eventually(front.frontend.catalog.ready)
+        body = {"model": "words", "input": ["a", "b"], "user": "u1", "encoding_format": None, "stream": None}
+        assert (await front.post(body, PATH)).json()["usage"]["prompt_tokens"] == 7
+        assert seen[0]["extensions"] == {"user": "u1"}
+
+
+async def test_one_that_hangs_after_its_wait_is_given_up(mesh: Mesh, embedder: Embedder) -> None:
+    embedder.max_concurrent, embedder.max_queued = 1, 4  # type: ignore[misc]
+    await mesh.serve_worker(embedder)
+    async with front_of(mesh, first_output_timeout_s=0.3, instance_wait_s=0.1) as front:
+        await eventually(front.frontend.catalog.ready)
+        embedder.go.clear()
+        asking = [asyncio.ensure_future(front.post({"model": "vectors", "input": "a"}, PATH)) for _ in range(2)]
+        assert [answer.status_code for answer in await asyncio.wait_for(asyncio.gather(*asking), 10)] == [504, 504]
+
+
+async def test_an_array_of_any_size_holds_nobody(served: tuple[Front, Mesh], embedder: Embedder) -> None:
+    class Row:
+        """As numpy's: numbers that come as a list when asked for it."""
+
+        def tolist(self) -> list[float]:
+            return [0.5] * 2000
+
+    embedder.gives = [Row()] * 2048
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.ensure_future(count())
+    body = {"model": "vectors", "input": ["a"] * 2048, "encoding_format": "base64"}
+    assert len((await served[0].post(body, PATH)).json()["data"]) == 2048
+    counting.cancel()
+    assert turns > 50
 
 
 async def test_errors_of_the_handler_reach_the_client(served: tuple[Front, Mesh], embedder: Embedder) -> None:

@@ -233,7 +233,8 @@ async def test_bad_bodies(front: Front) -> None:
         assert "x-request-timeout" in (await front.error(CHAT, 400, headers={"x-request-timeout": wrong}))["message"]
     strange = await front.post({**CHAT, "max_tokens": 1, "a\r\nb: c": 1})
     assert strange.headers["x-warning"] == "unknown fields are ignored: a??b: c"
-    assert (await front.error(CHAT, 400, headers={"x-worker-instance-id": "zz"}))["message"]
+    for wrong in ("zz", "1" * 4500):
+        assert (await front.error(CHAT, 400, headers={"x-worker-instance-id": wrong}))["message"]
     response = await front.http.get("/v1/nothing")
     assert (response.status_code, "Not Found" in response.json()["error"]["message"]) == (404, True)
     assert (await front.http.get("/v1/chat/completions")).status_code == 405

@@ -68,8 +68,10 @@ def test_foreign_statuses_are_told_apart_by_their_code() -> None:
     assert type(from_status(grpc.StatusCode.UNAVAILABLE, "Socket closed", None)) is errors.InstanceLostError
     assert type(from_status(grpc.StatusCode.UNIMPLEMENTED, "no", None)) is errors.UnsupportedError
     assert type(from_status(grpc.StatusCode.DATA_LOSS, "oh", None)) is errors.InternalError
-    too_large = "CLIENT: Received message larger than max (5 vs. 4)"
+    too_large = "SERVER: Received message larger than max (5 vs. 4)"
     assert type(from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, too_large, None)) is errors.TooLargeError
+    answer = too_large.replace("SERVER", "CLIENT")
+    assert type(from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, answer, None)) is errors.HandlerOutputError
 
 
 def test_exceptions_of_handlers() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import dynamo_workers.tiny
 import pytest
 from dynamo_frontend.postprocess import ChoiceText, Detokenizer, StopMatcher
+from dynamo_frontend.tokens import PromptTokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 TOKENIZER = Tokenizer.from_file(str(Path(dynamo_workers.tiny.__file__).parent / "model" / "tokenizer.json"))
 
@@ -102,6 +103,25 @@ def test_stop_strings_wait_for_min_tokens() -> None:
     shown = "".join(choice.feed_tokens([token_id])[0] for token_id in ids if choice.stop is None)
     assert choice.stop == "sea"
     assert shown.count("sea") == len(TOKENIZER.decode(ids[:3]).split())
+
+
+def test_a_prompt_that_ends_in_a_broken_character_is_not_repeated() -> None:
+    prompts = PromptTokenizer(TOKENIZER)
+    half = TOKENIZER.encode("hi 🌊").ids[:-1]
+    for prompt in (TOKENIZER.encode("The sea is wide \ufffd").ids, half, TOKENIZER.encode("fine").ids, []):
+        seed = prompts.seed(prompt, skip_special_tokens=True)
+        detokenizer = Detokenizer(TOKENIZER, seed, skip_special_tokens=True)
+        assert "".join(map(detokenizer.feed, TOKENIZER.encode(" in the").ids)) == " in the"
+
+
+def test_bytes_that_are_no_text_end_no_answer() -> None:
+    fallback = Tokenizer(models.BPE({"<0xE6>": 0, "<0xB0>": 1, "<0xB4>": 2, "<0xDF>": 3, "▁the": 4, "a": 5}, []))
+    fallback.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    detokenizer = Detokenizer(fallback, [5], skip_special_tokens=True, plain_seed=[5])
+    shown = "".join(map(detokenizer.feed, [4, 0, 1, 2, 3, 4, 4])) + detokenizer.flush()
+    assert shown.startswith(" the水")
+    assert shown.endswith(" the the")
+    assert "\ufffd" in shown
 
 
 def test_the_stop_string_can_be_kept() -> None:

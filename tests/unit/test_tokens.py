@@ -70,14 +70,14 @@ def test_bytes_that_are_no_character_are_told_as_bytes() -> None:
     prompts = PromptTokenizer(TOKENIZERS["byte level"])
     ids = prompts.base.encode("🌊", add_special_tokens=False).ids[-4:]
     assert [prompts.spelling[token_id] for token_id in ids] == [
-        (f"\\x{byte:02x}", bytes([byte])) for byte in "🌊".encode()
+        (f"\\x{byte:02x}", bytes([byte]), False) for byte in "🌊".encode()
     ]
     fallback = PromptTokenizer(Tokenizer(models.BPE({"<0xF0>": 0, "▁the": 1}, [], byte_fallback=True)))
     fallback.base.decoder = decoders.Sequence([
         decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
     ])  # fmt: skip
-    assert fallback.spelling[0] == ("\\xf0", b"\xf0")
-    assert fallback.spelling[1] == (" the", b" the")
+    assert fallback.spelling[0] == ("\\xf0", b"\xf0", False)
+    assert fallback.spelling[1] == (" the", b" the", False)
 
 
 PIECES = st.sampled_from(
