@@ -46,6 +46,7 @@ from dynamo_grpc.entry import dynamo_worker
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.serving import register_server
 from dynamo_grpc.version import __version__
+from dynamo_grpc.logs import configure_dynamo_logging
 from dynamo_grpc.worker import Worker, run
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "UnsupportedError",
     "Worker",
     "__version__",
+    "configure_dynamo_logging",
     "current_context",
     "dynamo_endpoint",
     "dynamo_worker",

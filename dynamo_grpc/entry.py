@@ -11,6 +11,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from dynamo_grpc import dump
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.telemetry import configure_tracing
@@ -104,6 +105,7 @@ def stop_signals(runtime: DistributedRuntime, task: asyncio.Future[Any]) -> Any:
         if not runtime.is_serving:
             task.cancel()
 
+    dump.install(lambda: map(str, runtime.server.requests))
     signals = (signal.SIGTERM, signal.SIGINT)
     try:
         for number in signals:

@@ -282,6 +282,21 @@ class InstanceSet:
             raise OverloadedError(_of_all(len(candidates), first.message), retry_after_s=first.retry_after_s)
         raise OverloadedError(_of_all(len(candidates), busy[candidates[0].key]), retry_after_s=1.0)
 
+    def why_not(self, live: Live) -> str:
+        """Why it would not be chosen now, in a few words; empty when it could be."""
+        now, key = time.monotonic(), live.key
+        if not live.connection.is_up:
+            return "its connection is down"
+        if key in self._gone:
+            return "it drains, or another process has its address"
+        if live not in self.routable():
+            return "its answers failed: it is left out for a while"
+        if (full := self._full.get(key)) is not None and full.until > now:
+            return f"it is full: {full.message}"
+        if self._not_ready.get(key, 0.0) > now:
+            return "it said that it is not ready"
+        return self._busy.get(key, "")
+
     def get(self, instance_id: int) -> Live | None:
         """One by its id."""
         return next((live for live in self.all() if live.instance_id == instance_id), None)

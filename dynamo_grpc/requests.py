@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -63,6 +63,12 @@ class Running:
     task: asyncio.Task[None] | None = None
     ended_by: MeshError | None = None
     num_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        where = self.served.name if self.served is not None else "-"
+        state = "cancelled" if self.context.is_killed() else "stopped" if self.context.is_stopped() else "runs"
+        return f"{self.context.id()} {where} {state} for {time.monotonic() - self.started:.1f} s"
 
     @property
     def metrics(self) -> EndpointMetrics | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Sequence
 
 from dynamo_grpc.context import Context
 from dynamo_grpc.delivery import Delivery
@@ -53,6 +54,11 @@ class Router:
         self._rng = rng or random.Random()
         self._policies: dict[RouterMode, Policy | None] = {}
 
+    def _policy(self, mode: RouterMode) -> Policy | None:
+        if mode not in self._policies:
+            self._policies[mode] = make_policy(mode, self._rng)
+        return self._policies[mode]
+
     def choose(
         self, mode: RouterMode, instance_id: int | None, excluded: frozenset[int], *, has_begun: bool = False
     ) -> Live:
@@ -73,9 +79,7 @@ class Router:
                 asked = f"instance_id={instance_id} ({instance_id:016x})"
                 raise NoInstancesError(f"{asked} not found for {self._describe}: there are {names(known)}")
             return live
-        if mode not in self._policies:
-            self._policies[mode] = make_policy(mode, self._rng)
-        policy = self._policies[mode]
+        policy = self._policy(mode)
         if policy is None:
             raise InvalidRequestError("router mode direct needs an instance id", param="instance_id")
         routable = self.instances.routable(excluded)
@@ -84,6 +88,11 @@ class Router:
             state = f"{down} listed, none of them answers" if down > 0 and not excluded else "none is registered"
             raise NoInstancesError(f"no instances found for {self._describe}: {state}", retry_after_s=1.0)
         return policy.choose(self.instances.with_room(routable, ignores_thresholds=has_begun))
+
+    def scores(self, mode: RouterMode, candidates: Sequence[Live]) -> Sequence[float]:
+        """What a policy would go by now; 0 for all where the client names the instance."""
+        policy = self._policy(mode)
+        return policy.scores(candidates) if policy is not None and candidates else [0.0] * len(candidates)
 
     def check_room(self) -> None:
         """Refuse at once what would be refused anyway, before it costs anything.

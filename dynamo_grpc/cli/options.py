@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,6 +10,7 @@ import click
 
 from dynamo_grpc.discovery import open_registry
 from dynamo_grpc.errors import ConfigurationError, MeshError
+from dynamo_grpc.logs import configure_dynamo_logging, parse_levels
 from dynamo_grpc.names import nearest
 from dynamo_grpc.registry.base import Registry
 from dynamo_grpc.registry.static import StaticRegistry
@@ -42,13 +41,45 @@ router_mode_option = option(
 
 PORT = click.IntRange(0, 65535)
 
-log_option = option(
-    "--log-level",
-    "What is logged, to standard error.",
-    envvar="DYN_LOG",
-    default="info",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-)
+
+class _Levels(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions alone
+    """What `parse_levels` takes."""
+
+    name = "levels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_levels(value)
+        except ConfigurationError as error:
+            self.fail(error.message, param, ctx)
+        return str(value)
+
+
+def log_option(function: _F) -> _F:
+    """The flags of what is logged, and how."""
+    level = option(
+        "--log-level",
+        "What is logged, to standard error: debug, info, warning, error; by module: info,dynamo_grpc.registry=debug.",
+        envvar="DYN_LOG",
+        default="info",
+        type=_Levels(),
+        metavar="LEVEL[,MODULE=LEVEL…]",
+    )
+    as_json = option(
+        "--log-json",
+        "Log JSON, an object for each line.",
+        envvar="DYN_LOGGING_JSONL",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_json,
+    )
+    return level(as_json(function))
+
+
+def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["DYN_LOGGING_JSONL"] = "1"  # for the processes that it starts, too
+
 
 static_option = option(
     "--static",
@@ -58,21 +89,9 @@ static_option = option(
 )
 
 
-class _WithIds(logging.Formatter):
-    """Lines end with the ids that clients are told, so that they can be found."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        text = super().formatMessage(record)
-        ids = ((name, getattr(record, name, "")) for name in ("request_id", "error_id"))
-        return " ".join([text, *(f"{name}={value}" for name, value in ids if value and value not in text)])
-
-
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, service: str = "dynamo-grpc") -> None:
     """Log to standard error, one line for each event."""
-    logging.getLogger("grpc").setLevel("INFO")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_WithIds("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    configure_dynamo_logging(service, level=level)
 
 
 def registry_from(static: str) -> Registry:

@@ -86,7 +86,7 @@ def worker(target: str, **options: Any) -> None:
     if isinstance(found, type):
         _run(found, options)
         return
-    configure_logging(options["log_level"])
+    configure_logging(options["log_level"], "dynamo-grpc-worker")
     _set_backend(options["discovery_backend"])
     configure_tracing("dynamo-grpc-worker")
     for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
@@ -107,7 +107,7 @@ def worker_command(cls: type[Worker]) -> click.Command:
 
 
 def _run(cls: type[Worker], options: dict[str, Any]) -> None:
-    configure_logging(options.pop("log_level"))
+    configure_logging(options.pop("log_level"), "dynamo-grpc-worker")
     _set_backend(options.pop("discovery_backend"))
     configure_tracing("dynamo-grpc-worker")
     system_port = options.pop("system_port")

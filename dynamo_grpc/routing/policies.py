@@ -34,6 +34,9 @@ class Policy(Protocol):
 
     def choose(self, candidates: Sequence[C]) -> C: ...
 
+    def scores(self, candidates: Sequence[C]) -> Sequence[float]:
+        """What `choose` would go by now: of the lowest one, equal ones by chance. Changes nothing."""
+
 
 class RouterMode(enum.Enum):
     """How a client spreads its requests."""
@@ -58,6 +61,11 @@ class RoundRobin:
         self._last = chosen.instance_id
         return chosen
 
+    def scores(self, candidates: Sequence[C]) -> Sequence[float]:
+        """How many others come before each."""
+        place = bisect.bisect_right(candidates, self._last, key=lambda c: c.instance_id)
+        return [(number - place) % len(candidates) for number in range(len(candidates))]
+
 
 class Random:
     """Any, with equal chances."""
@@ -68,6 +76,10 @@ class Random:
     def choose(self, candidates: Sequence[C]) -> C:
         """One by chance."""
         return self._rng.choice(candidates)
+
+    def scores(self, candidates: Sequence[C]) -> Sequence[float]:
+        """All the same."""
+        return [0.0] * len(candidates)
 
 
 class LeastLoaded:
@@ -81,6 +93,10 @@ class LeastLoaded:
         fewest = min(c.num_inflight for c in candidates)
         return self._rng.choice([c for c in candidates if c.num_inflight == fewest])
 
+    def scores(self, candidates: Sequence[C]) -> Sequence[float]:
+        """Their requests."""
+        return [float(c.num_inflight) for c in candidates]
+
 
 class PowerOfTwoChoices:
     """The less loaded of two picked by chance (Mitzenmacher, "The Power of Two Choices", 2001)."""
@@ -92,6 +108,10 @@ class PowerOfTwoChoices:
         """The less loaded of two."""
         pair = self._rng.sample(candidates, min(2, len(candidates)))
         return min(pair, key=lambda c: c.num_inflight)
+
+    def scores(self, candidates: Sequence[C]) -> Sequence[float]:
+        """Their requests; the lowest is chosen if it is one of the two."""
+        return [float(c.num_inflight) for c in candidates]
 
 
 POLICIES: dict[RouterMode, Callable[[random.Random], Policy]] = {

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from dynamo_frontend.anthropic import CountRequest
 from dynamo_frontend.asked import request_id_of
 from dynamo_frontend.catalog import Catalog, Model
+from dynamo_frontend.debug import explain
 from dynamo_frontend.federation import ask_all, merge
 from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
@@ -27,10 +28,18 @@ from dynamo_frontend.openapi import describe
 from dynamo_frontend.polling import BackendPolling
 from dynamo_frontend.preprocess import text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
-from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, TokenizeRequest
+from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, RouteRequest, TokenizeRequest
 from dynamo_frontend.serving import Serving, error_response, read_json, told_of
 from dynamo_frontend.settings import FrontendSettings
-from dynamo_grpc import DistributedRuntime, HttpError, InvalidRequestError, MeshError, UnsupportedError, __version__
+from dynamo_grpc import (
+    DistributedRuntime,
+    HttpError,
+    InvalidRequestError,
+    MeshError,
+    UnsupportedError,
+    __version__,
+    dump,
+)
 from dynamo_grpc.records import endpoint_of
 
 
@@ -69,6 +78,7 @@ class Frontend:
                 settings.thresholds,
                 self.metrics,
             )
+            dump.install(self._serving.book.lines)
             tasks = [asyncio.ensure_future(self.metrics.watch_loop())]
             if settings.backend_metrics_interval_s:
                 endpoint, interval_s = settings.backend_metrics_endpoint, settings.backend_metrics_interval_s
@@ -111,6 +121,8 @@ class Frontend:
         app.get("/metrics", summary="Metrics in Prometheus' format", response_model=None)(self._metrics)
         if self._settings.has_admin_api:
             app.get("/busy_threshold", summary="When workers are busy, by model")(self._get_thresholds)
+            app.get("/debug/requests", summary="Requests that run, and the last that failed")(self._debug_requests)
+            post("/debug/route", RouteRequest, self._debug_route, "Where a request would go, and why")
             post("/busy_threshold", BusyRequest, self._set_thresholds, "Set when a model's workers are busy")
         document = functools.cache(lambda: describe(app, bodies, {kind.path for kind in KINDS if kind.streams}))
         app.openapi = document  # type: ignore[method-assign]
@@ -150,6 +162,13 @@ class Frontend:
 
     async def _get_model(self, name: str) -> dict[str, Any]:
         return _model_dict(await self.catalog.find(name))
+
+    async def _debug_requests(self) -> dict[str, Any]:
+        return self._serving.book.told()
+
+    async def _debug_route(self, request: Request) -> dict[str, Any]:
+        body = RouteRequest.model_validate(await self._json(request))
+        return explain(await self.catalog.find(body.model), self._settings.router_mode)
 
     async def _get_thresholds(self) -> dict[str, Any]:
         models = sorted(self.catalog.all(), key=lambda model: model.card.name)

@@ -128,7 +128,7 @@ Examples:
 @option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
 @option(
     "--disable-admin-api",
-    "No /busy_threshold.",
+    "No /busy_threshold and no /debug.",
     envvar="DYN_DISABLE_FRONTEND_ADMIN_API",
     is_flag=True,
 )
@@ -156,7 +156,7 @@ Examples:
 @log_option
 def frontend(**options: Any) -> None:
     """Serve OpenAI's HTTP API for all models of the mesh."""
-    configure_logging(options["log_level"])
+    configure_logging(options["log_level"], "dynamo-grpc-frontend")
     configure_tracing("dynamo-grpc-frontend")
     registry = registry_from(options["static"])
     settings = FrontendSettings(
@@ -188,6 +188,7 @@ def frontend(**options: Any) -> None:
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         app,
+        log_config=None,
         log_level="warning",
         access_log=False,
         proxy_headers=False,

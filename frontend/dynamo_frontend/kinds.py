@@ -98,6 +98,7 @@ class Generating(Kind[R]):
         with naming(self.prompt_field):
             parts = await self.prepare(sampling, model)
         record.prepared()
+        record.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
         for part in parts:
             part.message.request_id = exchange.request_id
         relays = Relays([])

@@ -51,6 +51,8 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "/v1/models": _object({"object": _TEXT, "data": _LIST}),
     "/v1/models/{name}": _object({"id": _TEXT, "object": _TEXT, "created": _NUMBER, "owned_by": _TEXT}),
     "/busy_threshold": {"type": "object"},
+    "/debug/requests": _object({"num_running": _NUMBER, "requests": _LIST, "errors": _LIST}),
+    "/debug/route": _object({"model": _TEXT, "router_mode": _TEXT, "chosen": _LIST, "workers": _LIST}),
     "/health": _object({"status": _TEXT, "version": _TEXT, "models": _LIST, "endpoints": _LIST, "instances": _LIST}),
     "/live": _object({"status": _TEXT}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -27,13 +28,16 @@ _ERROR_TYPES = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Record:
     """One request. `end` is called once, however it ended.
 
     Attributes:
         cached_tokens: of the prompt, if its worker said so.
         span: the request's, in a trace; invalid without one.
+        on_end: told when it has ended.
+        num_tokens: that have arrived so far.
+        last: when the last output arrived, as `started`; 0 before the first.
     """
 
     metrics: Metrics
@@ -55,9 +59,11 @@ class Record:
     span: trace.Span = trace.INVALID_SPAN
     trace_id: str = ""
     _series: Series | None = None
+    on_end: Callable[[Record], None] | None = None
+    num_tokens: int = 0
+    last: float = 0.0
     _prepared: float = 0.0
     _routed: float = 0.0
-    _last: float = 0.0
     _gaps: Gaps = field(default_factory=Gaps)
 
     def begin(self, namespace: str, model: str) -> None:
@@ -67,6 +73,13 @@ class Record:
         series.started.inc()
         series.inflight.inc()
         series.queued.inc()
+
+    @property
+    def phase(self) -> str:
+        """What it is doing."""
+        if self.first is not None:
+            return "streaming"
+        return "waiting for its first output" if self._routed else "routing" if self._prepared else "preparing"
 
     def prepared(self) -> None:
         """Its prompt is ready to be sent."""
@@ -85,8 +98,9 @@ class Record:
                 self._series.queued.dec()
             self.span.add_event(semconv.FIRST_OUTPUT)
         elif num_tokens:
-            self._gaps.add(now - self._last, num_tokens)
-        self._last = now
+            self._gaps.add(now - self.last, num_tokens)
+        self.last = now
+        self.num_tokens += num_tokens
 
     def fail(self, error: MeshError) -> None:
         """The request ended with an error; the first one counts."""
@@ -107,6 +121,8 @@ class Record:
         if series is not None:
             self._count(series, now)
         self._describe()
+        if self.on_end is not None:
+            self.on_end(self)
         self._log(now, error_type)
 
     def _describe(self) -> None:
@@ -159,17 +175,46 @@ class Record:
             series.cached.observe(self.cached_tokens)
 
     def _log(self, now: float, error_type: str) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        status = self.error.http_status if self.error else 200
+        ttft_ms = None if self.first is None else round((self.first - self.started) * 1e3, 1)
+        total_ms = round((now - self.started) * 1e3, 1)
+        instance = f"{self.instance:016x}" if self.instance else ""
+        how = f"error={error_type} ({self.error.message[:200]})" if self.error else f"finish={self.finish or '-'}"
+        more = f" migrations={self.num_migrations}" if self.num_migrations else ""
+        more += f" trace={self.trace_id}" if self.trace_id else ""
         logger.info(
-            "%s %s model=%s status=%s%s tokens=%d+%d ttft_ms=%s total_ms=%.1f instance=%s%s",
+            "%s %s model=%s status=%s %s tokens=%d+%d ttft_ms=%s total_ms=%s instance=%s%s",
             self.request_id,
             self.endpoint,
             self.model or "-",
-            self.error.http_status if self.error else 200,
-            f" error={error_type} ({self.error.message[:200]})" if self.error else f" finish={self.finish or '-'}",
+            status,
+            how,
             self.prompt_tokens,
             self.output_tokens,
-            f"{(self.first - self.started) * 1e3:.1f}" if self.first is not None else "-",
-            (now - self.started) * 1e3,
-            f"{self.instance:016x}" if self.instance else "-",
-            f" migrations={self.num_migrations}" if self.num_migrations else "",
+            "-" if ttft_ms is None else ttft_ms,
+            total_ms,
+            instance or "-",
+            more,
+            extra={
+                "event": "request ended",
+                "request_id": self.request_id,
+                "endpoint": self.endpoint,
+                "namespace": self.namespace,
+                "model": self.model,
+                "status": status,
+                "error_type": error_type,
+                "error": self.error.message[:1000] if self.error else "",
+                "finish": self.finish,
+                "is_stream": self.is_stream,
+                "prompt_tokens": self.prompt_tokens,
+                "output_tokens": self.output_tokens,
+                "cached_tokens": self.cached_tokens,
+                "ttft_ms": ttft_ms,
+                "total_ms": total_ms,
+                "instance": instance,
+                "num_retries": self.num_retries,
+                "num_migrations": self.num_migrations,
+            },
         )

@@ -199,6 +199,14 @@ class BusyRequest(BaseModel):
     active_requests_threshold: int | None = Field(None, ge=0)
 
 
+class RouteRequest(BaseModel):
+    """Body of POST /debug/route: a request, or its model alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+
+
 class DetokenizeRequest(BaseModel):
     """Body of /detokenize."""
 

@@ -13,6 +13,7 @@ from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog
+from dynamo_frontend.debug import Book
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.record import Record
@@ -30,11 +31,15 @@ class Serving:
 
     Args:
         catalog: the models; there is one once the application has started.
+
+    Attributes:
+        book: the requests that run now, and the last that failed.
     """
 
     def __init__(self, settings: FrontendSettings, metrics: Metrics, catalog: Callable[[], Catalog]) -> None:
         self._settings, self._metrics, self._catalog = settings, metrics, catalog
         self._drain = Drain()
+        self.book = Book()
 
     def handler(self, kind: Kind[Any]) -> Callable[[Request], Awaitable[Response]]:
         """What answers the requests of one kind."""
@@ -60,6 +65,7 @@ class Serving:
         except Exception as error:
             # answered here: what reaches Starlette's outermost handler is raised again, and ends the connection
             told = told_of(error, request_id)
+            self.book.add(record)
             record.fail(told)
             record.end()
             return error_response(told, request_id, kind.dialect)
@@ -86,6 +92,7 @@ class Serving:
             semconv.STREAM: body.stream,
             semconv.REQUEST_ID: request_id,
         }
+        self.book.add(record)
         return Answer(
             lambda writer: self._admit(work, writer),
             server_span(f"POST {kind.path}", headers_of(request), attributes),

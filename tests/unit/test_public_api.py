@@ -40,6 +40,7 @@ PUBLIC = [
     "UnsupportedError",
     "Worker",
     "__version__",
+    "configure_dynamo_logging",
     "current_context",
     "dynamo_endpoint",
     "dynamo_worker",
