@@ -97,6 +97,11 @@ class Process:
                 self._changed.wait(min(left, 0.2))
         return match
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
     def signal(self, number: int) -> None:
         """Send a signal."""
         self._popen.send_signal(number)

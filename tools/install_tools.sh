@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what `make test-full` uses beside Python into the given folder: buf (npm), grpcurl and a current etcd (Go),
-# Debian's etcd 3.4 and libfaketime (apt, unpacked without being installed).
+# Debian's etcd 3.4, Prometheus and libfaketime (apt, unpacked without being installed).
 # A toolchain that isn't there is told, not an error: the tests that need it say so.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -39,10 +39,12 @@ unpack() {
   rm -rf "$temp"
 }
 if command -v apt-get >/dev/null; then
-  echo "unpacking Debian's etcd and libfaketime …"
+  echo "unpacking Debian's etcd, Prometheus and libfaketime …"
   [ "$(id -u)" != 0 ] || apt-get update -qq || true
   unpack etcd-server usr/bin/etcd "$dir/etcd/debian"
+  unpack prometheus usr/bin/prometheus "$dir/bin/prometheus"
+  unpack prometheus usr/bin/promtool "$dir/bin/promtool"
   unpack libfaketime 'usr/lib/*/faketime/libfaketime.so.1' "$dir/libfaketime.so.1"
 else
-  echo "apt is missing: no etcd 3.4, no libfaketime" >&2
+  echo "apt is missing: no etcd 3.4, no Prometheus, no libfaketime" >&2
 fi

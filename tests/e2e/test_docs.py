@@ -85,7 +85,7 @@ def test_the_readmes_grpcurl_works(cli: Callable[..., Process], tool: Callable[[
 
 def test_every_command_has_help_with_variables() -> None:
     runner = CliRunner()
-    names = ["call", "chat", "doctor", "drain", "frontend", "ps", "registry", "up", "worker"]
+    names = ["call", "chat", "doctor", "drain", "frontend", "ps", "registry", "top", "up", "worker"]
     listed = runner.invoke(main, ["--help"]).output
     for name in names:
         assert f"  {name} " in listed
