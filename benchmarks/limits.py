@@ -12,11 +12,16 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import httpx
 import uvloop
+from dynamo_frontend.app import Frontend
+from dynamo_frontend.settings import FrontendSettings
 from load import Load, Seen, body, connect, percentile_ms
 from systems import Ours, cpu_s, rss_bytes
 
-from dynamo_grpc import Context
+from dynamo_grpc import Context, ModelInput
+from dynamo_grpc.cards import load_model
+from dynamo_grpc.names import EndpointName
 from dynamo_grpc.testing import Mesh
 
 _SENTENCE = "Tell me something about the sea and its many creatures. "
@@ -176,6 +181,41 @@ async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
         print(f"{name} ({len(content) / 1e6:.1f} MB, again and again) among 64 streams, between tokens {figures}")
 
 
+async def many_models(count: int = 1_000, requests: int = 20_000) -> None:
+    """Series and memory of a frontend that is asked for many models, with all of their workers in one process."""
+
+    async def handler(request: object) -> AsyncIterator[str]:
+        yield "word"
+
+    async with Mesh() as mesh, asyncio.TaskGroup() as tasks:
+        runtime = mesh.runtime()
+        for number in range(count):
+            name = EndpointName(f"ns{number}", "backend", "generate")
+            runtime.set_model(name, load_model(None, f"model-{number}", model_input=ModelInput.Text))
+            tasks.create_task(runtime.serve(name, handler))
+        frontend = Frontend(FrontendSettings(), mesh.runtime)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(frontend), base_url="http://x")
+        async with frontend._lifespan(frontend.app), http:
+            while len(frontend.catalog.ready()) < count:
+                await asyncio.sleep(0.1)
+            marks = []
+            for number in range(requests):
+                body = {"model": f"model-{number % count}", "messages": [{"role": "user", "content": "x"}]}
+                answer = await http.post("/v1/chat/completions", json=body)
+                assert answer.status_code == 200, answer.text
+                if (number + 1) % (requests // 4) == 0:
+                    marks.append(f"{rss_bytes(os.getpid()) / 2**20:.0f}")
+            started = time.perf_counter()
+            text = (await http.get("/metrics")).text
+            took_s = time.perf_counter() - started
+            series = sum(1 for line in text.splitlines() if not line.startswith("#"))
+            print(
+                f"{count} models, {requests} requests: {', '.join(marks)} MiB after each quarter, for workers and "
+                f"frontend; {series} series, {len(text) / 1e6:.1f} MB in {took_s:.1f} s"
+            )
+        runtime.shutdown()
+
+
 async def idle_delivery(seconds: float = 300.0) -> None:
     """A mesh without requests: what it costs, and that the next request is as fast as the last."""
     with running(Ours(0.0)) as ours:
@@ -211,6 +251,7 @@ MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
     "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),
     "large-request": lambda: disturbed("a request of 40 MB", _SENTENCE * 714_000),
     "growth": growth,
+    "many-models": many_models,
     "idle-delivery": idle_delivery,
 }
 

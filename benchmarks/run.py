@@ -133,6 +133,9 @@ def main() -> None:
         default=0.0,
         help="clients begin within this part of an answer's time (default 0: at once)",
     )
+    parser.add_argument(
+        "--profile", type=Path, metavar="FOLDER", help="profile our frontend and worker: FOLDER/SHAPE/frontend.txt …"
+    )
     parser.add_argument("--json", type=Path, help="write all results there")
     args = parser.parse_args()
     if unknown := set(args.shapes) - set(SHAPES):
@@ -142,7 +145,12 @@ def main() -> None:
     print(_HEAD, "|---" * 9 + "|", sep="\n", flush=True)
     for key in args.shapes or SHAPES:
         shape = SHAPES[key]
-        makers: dict[str, Callable[[Shape], System]] = {"dynamo-grpc": lambda s: Ours(s.delay_s, s.worker)}
+        profile = args.profile / key if args.profile else None
+
+        def ours(shape: Shape, profile: Path | None = profile) -> System:
+            return Ours(shape.delay_s, shape.worker, profile=profile)
+
+        makers: dict[str, Callable[[Shape], System]] = {"dynamo-grpc": ours}
         if args.peers and shape.has_peers:
             makers |= {"SMG 1.13.0": lambda s: Smg(s.delay_s), "Dynamo 1.6.1": lambda s: Dynamo(s.delay_s)}
         results: dict[str, list[Result]] = {name: [] for name in makers}

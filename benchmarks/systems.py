@@ -132,10 +132,17 @@ class System:
 
 
 class Ours(System):
-    """Registry, worker and frontend of this project."""
+    """Registry, worker and frontend of this project.
 
-    def __init__(self, delay_s: float, worker: str = "Pacer", *, processes: int = 1) -> None:
+    Args:
+        profile: folder for profiles of frontend and worker, if they are to be made.
+    """
+
+    def __init__(
+        self, delay_s: float, worker: str = "Pacer", *, processes: int = 1, profile: Path | None = None
+    ) -> None:
         super().__init__()
+        self._profile = profile
         env = {"BENCH_DELAY_S": str(delay_s), "BENCH_MODEL": str(model_folder())}
         env["ETCD_ENDPOINTS"], _ = self._command("registry", "--port", "0", ready=r"ready at (\S+)", env=env)
         _, worker_pid = self._command("worker", f"{HERE / 'worker.py'}:{worker}", ready="worker ready", env=env)
@@ -147,7 +154,10 @@ class Ours(System):
         self.wait_ready()
 
     def _command(self, *args: str, ready: str, env: Mapping[str, str]) -> tuple[str, int]:
-        command = [sys.executable, "-m", "dynamo_grpc", *args, "--log-level", "error"]
+        command: list[str | Path] = [sys.executable, "-m", "dynamo_grpc", *args, "--log-level", "error"]
+        if self._profile is not None and args[0] != "registry":
+            self._profile.mkdir(parents=True, exist_ok=True)
+            command[1:3] = [HERE / "profiled.py", self._profile / args[0]]
         process = self._start(command, env, f"ours-{args[0]}")
         assert process.stdout is not None
         for line in process.stdout:

@@ -42,11 +42,16 @@ LOOK_S = 5.0
 
 
 class Writer:
-    """What a request's work writes to."""
+    """What a request's work writes to.
+
+    Attributes:
+        late_headers: gives headers that are known when the answer begins.
+    """
 
     def __init__(self, send: Send, headers: Headers, wire: Wire | None) -> None:
         self._send, self._headers, self._wire = send, list(headers), wire
         self.is_started = False
+        self.late_headers: Callable[[], Headers] = tuple
         self._waiting = b""
         self.num_writes = 0
 
@@ -54,7 +59,9 @@ class Writer:
         """The whole answer at once."""
         self.is_started = True
         length = (b"content-length", str(len(body)).encode())
-        all_headers = [*self._headers, *headers, (b"content-type", b"application/json"), length]
+        all_headers = [
+            *self._headers, *self.late_headers(), *headers, (b"content-type", b"application/json"), length
+        ]  # fmt: skip
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -80,7 +87,9 @@ class Writer:
         if not self.is_started:
             self.is_started = True
             kind = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *kind]})
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": [*self._headers, *self.late_headers(), *kind]}
+            )
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.num_writes += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Book:
                     "status": record.error.http_status,
                     "error_type": record.error.reason.lower(),
                     "message": record.error.message[:500],
-                    "instance": _hex(record.instance),
+                    "instance": record.where,
                 }
             )
 
@@ -59,7 +60,7 @@ class Book:
                 "endpoint": record.endpoint,
                 "model": record.model,
                 "phase": record.phase,
-                "instance": _hex(record.instance),
+                "instance": record.where,
                 "age_s": round(now - record.started, 3),
                 "silent_s": round(now - record.last, 3) if record.last else None,
                 "prompt_tokens": record.prompt_tokens,
@@ -74,32 +75,34 @@ class Book:
         return {"num_running": len(self._running), "requests": self.requests(), "errors": list(self._errors)[::-1]}
 
 
-def explain(model: Model, mode: RouterMode) -> dict[str, Any]:
+def explain(model: Model, mode: RouterMode, limit: int | None = None) -> dict[str, Any]:
     """Where the model's next request would go, and what speaks for and against each worker.
 
     The lower the score, the sooner one is chosen; equal ones by chance.
+
+    Args:
+        limit: so many workers are told, the best first.
     """
     instances, router = model.instances, model.router
     reasons = {live.key: instances.why_not(live) for live in instances.all()}
     candidates = [live for live in instances.all() if not reasons[live.key]]
     scores = dict(zip([live.key for live in candidates], router.scores(mode, candidates), strict=True))
     best = min(scores.values(), default=None)
+    listed = instances.all()
+    if limit is not None:
+        listed = sorted(listed, key=lambda live: scores.get(live.key, math.inf))[:limit]
     return {
         "model": model.card.name,
         "router_mode": mode.value,
-        "chosen": [_hex(live.instance_id) for live in candidates if scores[live.key] == best],
+        "chosen": [f"{live.instance_id:016x}" for live in candidates if scores[live.key] == best],
         "workers": [
             {
-                "instance_id": _hex(live.instance_id),
+                "instance_id": f"{live.instance_id:016x}",
                 "address": live.instance.address,
                 "num_inflight": live.num_inflight,
                 "score": scores.get(live.key),
                 "left_out_because": reasons[live.key] or None,
             }
-            for live in instances.all()
+            for live in listed
         ],
     }
-
-
-def _hex(instance_id: int) -> str | None:
-    return f"{instance_id:016x}" if instance_id else None

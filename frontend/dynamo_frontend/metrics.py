@@ -12,17 +12,27 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from dynamo_frontend.processes import METRICS_DIR
 
-#: So many models have series of their own.
-MAX_MODELS = 500
+#: So many models have series of their own: some 220 each.
+MAX_MODELS = int(os.environ.get("DYN_METRICS_MAX_MODELS") or 200)
 #: What the others are called.
 OTHER = "other"
+
+disable_created_metrics()  # when each series began: as many again, and nobody asks
 
 _SHORT_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _FIRST_S = (*_SHORT_S, 30, 60, 120, 300, 600)
@@ -182,11 +192,16 @@ class Metrics:
             self._models.add(model)
         return model
 
+    def labels(self, namespace: str, model: str) -> tuple[str, str]:
+        """The names that a namespace and its model have here."""
+        label = self.label(model)
+        return (namespace if label == model else OTHER), label
+
     def of(self, namespace: str, model: str, endpoint: str) -> Series:
         """The series of a model that is known, at an endpoint of the API."""
         found = self._series.get((namespace, model, endpoint))
         if found is None:
-            labels = (namespace, self.label(model), endpoint)
+            labels = (*self.labels(namespace, model), endpoint)
 
             def child(metric: MetricWrapperBase, *more: str):  # type: ignore[no-untyped-def]  # of its own kind
                 return metric.labels(*labels, *more)
@@ -205,7 +220,7 @@ class Metrics:
                 child(self._output_tokens),
                 *(child(self._stages, stage) for stage in ("preprocess", "route", "first_output")),
             )
-            if labels[1] != OTHER:
+            if labels[1] == model:
                 self._series[namespace, model, endpoint] = found
         return found
 

@@ -75,6 +75,11 @@ class Record:
         series.queued.inc()
 
     @property
+    def where(self) -> str | None:
+        """The worker that answers, as /health shows it; None before its first output."""
+        return f"{self.instance:016x}" if self.instance else None
+
+    @property
     def phase(self) -> str:
         """What it is doing."""
         if self.first is not None:
@@ -111,7 +116,8 @@ class Record:
         now = time.perf_counter()
         error, series = self.error, self._series
         error_type = _ERROR_TYPES.get(error.reason, error.reason.lower()) if error else ""
-        labels = (self.namespace, self.metrics.label(self.model) if series else "", self.endpoint)
+        who = self.metrics.labels(self.namespace, self.model) if series else (self.namespace, "")
+        labels = (*who, self.endpoint)
         kind = "stream" if self.is_stream else "unary"
         self.metrics.requests.labels(*labels, kind, "error" if error else "success", error_type).inc()
         if isinstance(error, OverloadedError):
@@ -161,8 +167,7 @@ class Record:
             series.route.observe(self._routed - self._prepared)
         for kind, count in (("new_request", self.num_retries), ("ongoing_request", self.num_migrations)):
             if count:
-                model = self.metrics.label(self.model)
-                self.metrics.migrations.labels(self.namespace, model, kind).inc(count)
+                self.metrics.migrations.labels(*self.metrics.labels(self.namespace, self.model), kind).inc(count)
         if self.first is None:
             series.queued.dec()
             return

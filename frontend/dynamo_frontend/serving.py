@@ -13,7 +13,7 @@ from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
 from dynamo_frontend.catalog import Catalog
-from dynamo_frontend.debug import Book
+from dynamo_frontend.debug import Book, explain
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.record import Record
@@ -22,6 +22,9 @@ from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError
 from dynamo_grpc.admission import Drain
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.telemetry import server_span
+
+#: So many workers a header explains.
+_MAX_EXPLAINED = 16
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ class Serving:
             record.model = body.model[:100]
             context = Context(request_id, timeout_s=timeout_of(request))
             mode, instance_id = self._settings.router_mode, instance_of(request)
+            wants_route = self._settings.has_admin_api and "x-explain-route" in headers_of(request)
             exchange = Exchange(body, request_id, context, record, mode, instance_id)
         except Exception as error:
             # answered here: what reaches Starlette's outermost handler is raised again, and ends the connection
@@ -82,6 +86,9 @@ class Serving:
             model.check_type(kind.model_type, kind.what)
             if instance_id is None:
                 model.router.check_room()  # before it costs anything
+            if wants_route:
+                explained = explain(model, mode, _MAX_EXPLAINED)
+                writer.late_headers = lambda: [(b"x-route", orjson.dumps({"instance": record.where, **explained}))]
             await kind.answer(exchange, model, writer)
 
         attributes = {

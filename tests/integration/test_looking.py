@@ -100,6 +100,16 @@ async def test_why_a_request_goes_where(mesh: Mesh) -> None:
             assert live.num_inflight == 1
             asking.cancel()
             await eventually(lambda: not sum(w.num_inflight for w in model.instances.all()))
+        for worker in workers:
+            worker.begin.set()
+            worker.end.set()
+        for stream in (False, True):
+            said = await explained()
+            body = {**CHAT, "model": "paced", "max_tokens": 2, "stream": stream}
+            answer = await front.post(body, headers={"x-explain-route": "1"})
+            route = json.loads(answer.headers["x-route"])
+            assert [route["instance"]] == route["chosen"] == said["chosen"]
+            assert "x-route" not in (await front.post(body)).headers
         await mesh.lose(runtimes[0])
         await eventually(lambda: len(model.instances.routable()) == 2)
         reasons = {row["instance_id"]: row["left_out_because"] for row in (await explained())["workers"]}

@@ -205,13 +205,13 @@ def test_many_models_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dynamo_frontend.metrics.MAX_MODELS", 20)
     metrics = Metrics()
     for number in range(120):
-        metrics.of("ns", f"m{number}", "completions").started.inc()
+        metrics.of(f"ns{number}", f"m{number}", "completions").started.inc()
     text = metrics.text().decode()
     assert metric(text, "dynamo_frontend_requests_started_total", model="m0") == 1
     assert metric(text, "dynamo_frontend_requests_started_total", model=OTHER) == 100
     size = len(text)
     for number in range(120, 220):
-        metrics.of("ns", f"m{number}", "completions").started.inc()
+        metrics.of(f"ns{number}", f"m{number}", "completions").started.inc()
     assert len(metrics.text()) < size * 1.001
 
 
