@@ -10,13 +10,15 @@ import os
 import signal
 import tempfile
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import uvloop
 from dynamo_frontend.app import Frontend
+from dynamo_frontend.figures import read_metrics
 from dynamo_frontend.settings import FrontendSettings
-from load import Load, Seen, body, connect, percentile_ms
+from load import Client, Load, Seen, body, connect, percentile_ms
 from systems import Ours, cpu_s, rss_bytes
 
 from dynamo_grpc import Context, ModelInput
@@ -181,6 +183,45 @@ async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
         print(f"{name} ({len(content) / 1e6:.1f} MB, again and again) among 64 streams, between tokens {figures}")
 
 
+async def figures(streams: int = 64, requests: int = 20) -> None:
+    """What the metrics say of a load, beside what its clients counted."""
+    with running(Ours(0.01)) as ours:
+
+        def told() -> dict[str, float]:
+            with urllib.request.urlopen(f"http://{ours.address}/metrics") as answer:
+                samples = read_metrics(answer.read().decode())
+            return {name: value for (name, labels), value in samples.items() if "le" not in dict(labels)}
+
+        clients, seen, before = [await connect(ours.address) for _ in range(streams)], Seen(), told()
+
+        async def ask(client: Client, number: int) -> None:
+            await asyncio.sleep(number / streams)
+            client.seen = seen
+            for _ in range(requests):
+                await client.ask(body(100))
+
+        await asyncio.gather(*map(ask, clients, range(streams)))
+        await asyncio.sleep(0.2)
+        now = told()
+
+        def of(name: str) -> float:
+            return now[f"dynamo_frontend_{name}"] - before.get(f"dynamo_frontend_{name}", 0.0)
+
+        for what, counted, measured in (
+            ("requests", len(seen.totals), of("request_duration_seconds_count")),
+            ("tokens", 100 * len(seen.totals), of("output_tokens_total")),
+            ("gaps between tokens", 99 * len(seen.totals), of("inter_token_latency_seconds_count")),
+            ("mean TTFT in ms", 1e3 * sum(seen.ttft) / len(seen.ttft), 1e3 * _mean(of, "time_to_first_token_seconds")),
+            ("mean time of a request in ms", 1e3 * sum(seen.totals) / len(seen.totals),
+             1e3 * _mean(of, "request_duration_seconds")),
+        ):  # fmt: skip
+            print(f"{what}: clients {counted:.1f}, metrics {measured:.1f} ({(measured / counted - 1) * 100:+.1f} %)")
+
+
+def _mean(of: Callable[[str], float], name: str) -> float:
+    return of(f"{name}_sum") / of(f"{name}_count")
+
+
 async def many_models(count: int = 1_000, requests: int = 20_000) -> None:
     """Series and memory of a frontend that is asked for many models, with all of their workers in one process."""
 
@@ -251,6 +292,7 @@ MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
     "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),
     "large-request": lambda: disturbed("a request of 40 MB", _SENTENCE * 714_000),
     "growth": growth,
+    "figures": figures,
     "many-models": many_models,
     "idle-delivery": idle_delivery,
 }

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from opentelemetry import trace
 
-from dynamo_grpc import semconv
 from dynamo_grpc.embedding import Vectors
 from dynamo_grpc.errors import (
     CardMismatchError,
@@ -24,13 +20,13 @@ from dynamo_grpc.errors import (
     HandlerOutputError,
     NotReadyError,
     RequestCancelledError,
-    ResponseTimeoutError,
     UnsupportedError,
 )
 from dynamo_grpc.generation import Generation
 from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
 from dynamo_grpc.requests import Running
+from dynamo_grpc.turn import Turn
 from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc, model_card_pb2
 from dynamo_grpc.validation import check_embed, check_request, makes_vectors_alone, with_defaults
 
@@ -95,25 +91,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         given.CopyFrom(request)
         given.model, given.request_id = card.name, running.context.id()
         vectors = Vectors(served.handler.name, given)
-        has_waited = False
-
-        async def on_wait() -> None:
-            nonlocal has_waited
-            has_waited = True
-            await running.sender.tell_queued()
-
-        if not await served.admission.enter(running.context, request.priority, on_wait=on_wait):
-            raise RequestCancelledError("the request was stopped while it waited for its turn")
-        timer = _limit_first_output(running, lambda: True) if has_waited and running.first_output_s else None
-        try:
+        async with Turn(served, running, request.priority) as turn:
+            if not turn.has_come:
+                raise RequestCancelledError("the request was stopped while it waited for its turn")
             stream = served.handler(to_dict(given) if served.gives_dicts else given, running.context)
             async with contextlib.aclosing(stream) as items:
                 async for item in items:
+                    if not turn.has_output:
+                        turn.output()
                     await vectors.feed(item)
-        finally:
-            served.admission.leave()
-            if timer is not None:
-                timer.cancel()
         return vectors.response()
 
     def _begin(self, model: str, running: Running) -> tuple[Served, model_card_pb2.ModelCard]:
@@ -140,34 +126,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         full = with_defaults(request, card)
         full.request_id = context.id()
         generation = Generation(served.handler.name, full, card.vocab_size)
-        has_waited, came = False, time.monotonic()
-
-        async def on_wait() -> None:
-            nonlocal has_waited
-            has_waited = True
-            trace.get_current_span().add_event(semconv.QUEUED)
-            await running.sender.tell_queued()
-
         is_resumed = request.HasField("resume")
-        if not await served.admission.enter(context, request.priority, is_resumed=is_resumed, on_wait=on_wait):
-            if response := generation.end(is_stopped=True):
-                await sink.send(self._sign(response, served))
-            return
-        timer = None
-        if has_waited and running.first_output_s:
-            timer = _limit_first_output(running, lambda: generation.sequence == 0)
-        started = time.monotonic()
-        if has_waited:
-            trace.get_current_span().add_event(semconv.TURN)
-            if served.metrics is not None:
-                served.metrics.queue.observe(started - came)
-        try:
-            await self._run(served, full, generation, running, sink, started)
-        finally:
-            running.num_tokens = generation.num_tokens
-            served.admission.leave()
-            if timer is not None:
-                timer.cancel()
+        async with Turn(served, running, request.priority, is_resumed=is_resumed) as turn:
+            if not turn.has_come:
+                if response := generation.end(is_stopped=True):
+                    await sink.send(self._sign(response, served))
+                return
+            try:
+                await self._run(served, full, generation, running, sink, turn)
+            finally:
+                running.num_tokens = generation.num_tokens
 
     async def _run(
         self,
@@ -176,9 +144,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         generation: Generation,
         running: Running,
         sink: Sender | Folded,
-        started: float,
+        turn: Turn,
     ) -> None:
-        context, has_output = running.context, False
+        context = running.context
         stream = served.handler(to_dict(request) if served.gives_dicts else request, context)
         async with contextlib.aclosing(stream) as items:
             async for item in items:
@@ -186,9 +154,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
                     if not sink.put_token(generation.sequence - 1, item):
                         await sink.rest()
                     continue
-                if not has_output and served.metrics is not None:  # the first one always comes here
-                    has_output = True
-                    served.metrics.first_output.observe(time.monotonic() - started)
+                if not turn.has_output:  # the first one always comes here
+                    turn.output()
                 if response := generation.feed(item):
                     await sink.send(self._sign(response, served))
                 else:
@@ -225,32 +192,19 @@ class EndpointServicer(endpoint_pb2_grpc.EndpointServicer):
             )
         _check_health(served)
         payload = request.data if request.WhichOneof("payload") == "data" else from_value(request.json)
-        if not await served.admission.enter(running.context):
-            return
-        try:
-            await self._run(served, payload, running)
-        finally:
-            served.admission.leave()
+        async with Turn(served, running) as turn:
+            if turn.has_come:
+                await self._run(served, payload, running, turn)
 
     @staticmethod
-    async def _run(served: Served, payload: Any, running: Running) -> None:
+    async def _run(served: Served, payload: Any, running: Running, turn: Turn) -> None:
         sequence = 0
         async with contextlib.aclosing(served.handler(payload, running.context)) as items:
             async for item in items:
+                if not turn.has_output:
+                    turn.output()
                 await running.sender.send(to_call_response(item, sequence, served.handler.name))
                 sequence += 1
-
-
-def _limit_first_output(running: Running, is_silent: Callable[[], bool]) -> asyncio.TimerHandle:
-    """Hold a handler to its client's limit that began late: the client can't know when it had its turn."""
-
-    def look() -> None:
-        if is_silent():
-            text = f"the handler gave no output for {running.first_output_s:g} s after its turn came"
-            running.end(ResponseTimeoutError(text))
-
-    assert running.first_output_s is not None
-    return asyncio.get_running_loop().call_later(running.first_output_s, look)
 
 
 def _check_health(served: Served) -> None:
