@@ -76,8 +76,8 @@ class Router:
             live = self.instances.get(instance_id)
             if live is None or instance_id in excluded:
                 known = [f"{other.instance_id:016x}" for other in self.instances.all()]
-                asked = f"instance_id={instance_id} ({instance_id:016x})"
-                raise NoInstancesError(f"{asked} not found for {self._describe}: there are {names(known)}")
+                text = f"instance_id={instance_id} not found for {self._describe}"
+                raise NoInstancesError(f"{text}: {instance_id:016x} is none of {names(known)}")
             return live
         policy = self._policy(mode)
         if policy is None:
