@@ -16,6 +16,13 @@ logger = logging.getLogger(__name__)
 _MAX_LINES = 200
 
 
+def ignore_until_installed() -> None:
+    """From now on SIGUSR1 ends nobody: not one that is still starting, not one that has nothing to tell."""
+    if hasattr(signal, "SIGUSR1") and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def install(requests: Callable[[], Iterable[str]]) -> None:
     """From now on SIGUSR1 logs what the running loop does.
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,9 +15,12 @@ from typing import Any, TypeVar
 from dynamo_grpc import dump
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
+from dynamo_grpc.system import open_system_server
 from dynamo_grpc.telemetry import configure_tracing
 
 _R = TypeVar("_R")
+
+logger = logging.getLogger(__name__)
 
 
 _importing: contextvars.ContextVar[str] = contextvars.ContextVar("dynamo_grpc_importing", default="")
@@ -44,6 +48,23 @@ def check_not_importing(name: str) -> None:
         )
 
 
+async def _open_system_port(runtime: DistributedRuntime, stack: contextlib.AsyncExitStack) -> None:
+    """/live, /health and /metrics at DYN_SYSTEM_PORT, if that is set; -1 is none.
+
+    Raises:
+        ConfigurationError: it is no port, or taken.
+    """
+    text = os.environ.get("DYN_SYSTEM_PORT") or "-1"
+    try:
+        port = int(text)
+    except ValueError:
+        raise ConfigurationError(f"DYN_SYSTEM_PORT={text!r} should be a port, 0 for a free one, or -1") from None
+    if port >= 0:
+        await runtime.start_server()
+        opened = stack.enter_context(open_system_server(runtime.server, port))
+        logger.info("system port %d: /live, /health and /metrics", opened)
+
+
 def dynamo_worker(
     **settings: Any,
 ) -> Callable[[Callable[..., Awaitable[_R]]], Callable[..., Awaitable[_R | None]]]:
@@ -61,7 +82,8 @@ def dynamo_worker(
         async def run(*args: Any, **kwargs: Any) -> _R | None:
             check_not_importing(function.__qualname__)
             configure_tracing("dynamo-grpc-worker")
-            async with DistributedRuntime(**settings) as runtime:
+            async with DistributedRuntime(**settings) as runtime, contextlib.AsyncExitStack() as stack:
+                await _open_system_port(runtime, stack)
                 task = asyncio.ensure_future(function(runtime, *args, **kwargs))
                 try:
                     with stop_signals(runtime, task):

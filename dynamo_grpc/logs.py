@@ -26,7 +26,7 @@ class _Readable(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         ids = ((name, getattr(record, name, "")) for name in _IDS)
-        return " ".join([text, *(f"{name}={value}" for name, value in ids if value and value not in text)])
+        return " ".join([text, *(f"{name}={value}" for name, value in ids if value and str(value) not in text)])
 
 
 class _Json(logging.Formatter):
@@ -51,10 +51,17 @@ class _Json(logging.Formatter):
         span = trace.get_current_span().get_span_context()
         if span.is_valid:
             event |= {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
-        event |= {key: value for key, value in vars(record).items() if key not in _PLAIN and value not in ("", None)}
+        for key, value in vars(record).items():
+            if key not in _PLAIN and value is not None and value != "":
+                event[f"field_{key}" if key in event else key] = value
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, default=str, ensure_ascii=False)
+        if record.stack_info:
+            event["stack"] = self.formatStack(record.stack_info)
+        try:
+            return json.dumps(event, default=str, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):  # what JSON doesn't have is better told as text than lost
+            return json.dumps({key: str(value) for key, value in event.items()}, ensure_ascii=False)
 
 
 def parse_levels(text: str) -> dict[str, int]:
@@ -94,7 +101,8 @@ def configure_dynamo_logging(service_name: str = "", worker_id: str = "", level:
         handler.setFormatter(_Json({key: value for key, value in who.items() if value}))
     else:
         handler.setFormatter(_Readable("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=levels.pop(""), handlers=[handler], force=True)
-    logging.getLogger("grpc").setLevel(logging.INFO)
+    level_of_all = levels.pop("")
+    logging.basicConfig(level=level_of_all, handlers=[handler], force=True)
+    logging.getLogger("grpc").setLevel(max(logging.INFO, level_of_all))
     for module, number in levels.items():
         logging.getLogger(module).setLevel(number)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client.core import Metric, Sample
 from prometheus_client.registry import Collector
 
 from dynamo_grpc.errors import ConfigurationError
@@ -29,7 +29,16 @@ HIERARCHY = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "model",
 #: An endpoint tells so many samples of one metric that it added itself; the others are left out, which is logged once.
 MAX_SAMPLES = 1_000
 
+#: What is told of an endpoint and of its worker without being counted.
+_RESERVED = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "inflight_requests", "queued_requests", "refused_requests", "total_blocks", "used_blocks", "prefill_tokens",
+        "registry_up", "uptime_seconds",
+    )
+)  # fmt: skip
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_NO_LABELS = ("le", "quantile", "__name__")
 _STOP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _FIRST_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 _LONG_S = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
@@ -101,8 +110,8 @@ class EndpointMetrics:
 
     def _name(self, name: str, labels: Sequence[str]) -> str:
         full = name if name.startswith(PREFIX) else PREFIX + name
-        taken = {*self.built_in._names_to_collectors, *self.own._names_to_collectors}
-        if {full, full.removesuffix("_total")} & taken:
+        taken = {*self.built_in._names_to_collectors, *self.own._names_to_collectors, *_RESERVED}
+        if {full, full.removesuffix("_total"), f"{full}_total"} & taken:
             raise ConfigurationError(f"there is a metric {full} already")
         if not _LABEL.fullmatch(name):
             raise ConfigurationError(f"{name!r} can't be the name of a metric: letters, digits and _")
@@ -124,20 +133,22 @@ class ServerMetrics(Collector):
         server = self._server
         families: dict[str, Metric] = {}
         is_up = server.registry is None or not server.registry.problem
+        all_served = tuple(server.served.values())
+        worker = {"worker_id": f"{all_served[0].instance.instance_id:016x}"} if all_served else {}
         for name, text, value in (
             ("registry_up", "Whether all works that is done with the registry: 1 or 0.", float(is_up)),
             ("uptime_seconds", "Seconds since the worker's start.", time.monotonic() - self._since),
         ):
-            _family(families, PREFIX + name, text, "gauge").add_sample(PREFIX + name, {}, value)
-        for served in tuple(server.served.values()):
+            _family(families, PREFIX + name, text, "gauge").add_sample(PREFIX + name, worker, value)
+        for served in all_served:
             labels = _labels(served)
             for name, text, kind, value in self._now(served):
                 suffix = "_total" if kind == "counter" else ""
                 _family(families, PREFIX + name, text, kind).add_sample(PREFIX + name + suffix, labels, value)
             if served.metrics is not None:
                 for registry in (served.metrics.built_in, served.metrics.own, *served.metrics.attached):
-                    limit = MAX_SAMPLES if registry is served.metrics.own else None
-                    self._add(families, registry.collect(), labels, limit)
+                    limit = None if registry is served.metrics.built_in else MAX_SAMPLES
+                    self._add(families, self._collected(registry), labels, limit)
         yield from families.values()
 
     def _now(self, served: Served) -> Iterator[tuple[str, str, str, float]]:
@@ -162,20 +173,31 @@ class ServerMetrics(Collector):
                 if key in load:
                     yield name, text, "gauge", load[key]
 
+    def _collected(self, registry: CollectorRegistry) -> Iterator[Metric]:
+        """Its families; one that can't be asked now is left out, and named in the log once."""
+        for collector in tuple(registry._collector_to_names):
+            try:
+                yield from list(collector.collect())
+            except Exception as error:
+                name = next(iter(registry._collector_to_names.get(collector, ())), type(collector).__name__)
+                self._tell(f"metric {name} can't be told: {type(error).__name__}: {error}")
+
     def _add(
         self, families: dict[str, Metric], found: Iterable[Metric], labels: Mapping[str, str], limit: int | None
     ) -> None:
         """Add families with the endpoint's labels to those of others."""
         for family in found:
-            target = _family(families, family.name, family.documentation, family.type)
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            target = families.get(name) or _family(families, family.name, family.documentation, family.type)
             if target.type != family.type:
                 self._tell(f"metric {family.name} is a {target.type} at one endpoint and a {family.type} at another")
                 continue
-            samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            created = f"{family.name}_created" if family.type in ("counter", "histogram", "summary") else ""
+            samples = [sample for sample in family.samples if sample.name != created]
             if limit is not None and len(samples) > limit:
                 self._tell(f"metric {family.name} has {len(samples)} samples: only {limit} of them are told")
-                samples = samples[:limit]
-            target.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in samples]
+                samples = _first(samples, limit)
+            target.samples += [sample._replace(labels=_labelled(sample.labels, labels)) for sample in samples]
 
     def _tell(self, problem: str) -> None:
         name = problem.split()[1]
@@ -188,10 +210,10 @@ class ServerMetrics(Collector):
         return generate_latest(_Only(self))
 
 
-def _asked(load: Callable[[], Mapping[str, int]]) -> Mapping[str, int]:
+def _asked(load: Callable[[], Mapping[str, int]]) -> Mapping[str, float]:
     """What an engine says of its load; nothing if it can't now."""
     try:
-        return load()
+        return {key: float(value) for key, value in load().items()}
     except Exception:
         logger.debug("the load could not be read", exc_info=True)
         return {}
@@ -206,15 +228,37 @@ class _Only(CollectorRegistry):
 
 
 def _family(families: dict[str, Metric], name: str, text: str, kind: str) -> Metric:
-    if name not in families:
-        families[name] = Metric(name, text, kind)
-    return families[name]
+    """The family of a name, by the name that its description has."""
+    shown = f"{name}_total" if kind == "counter" else name
+    if shown not in families:
+        families[shown] = Metric(name, text, kind)
+    return families[shown]
+
+
+def _first(samples: list[Sample], limit: int) -> list[Sample]:
+    """So many of them at most, without the series that would be cut in its middle."""
+
+    def series(sample: Sample) -> dict[str, str]:
+        return {key: value for key, value in sample.labels.items() if key != "le"}
+
+    kept = samples[:limit]
+    while kept and series(kept[-1]) == series(samples[limit]):
+        kept.pop()
+    return kept
+
+
+def _labelled(own: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, str]:
+    """A sample's labels with those of its endpoint; its own stay, as Prometheus keeps them, under another name."""
+    if not own:
+        return dict(labels)
+    renamed = {f"exported_{key}" if key in HIERARCHY else key: value for key, value in own.items()}
+    return {**labels, **renamed}
 
 
 def _labels(served: Served) -> dict[str, str]:
     """Who an endpoint is; its author's own labels (`metrics_labels`) too, where they can be labels."""
     instance = served.instance
-    own = {key: value for key, value in instance.labels.items() if _LABEL.fullmatch(key)}
+    own = {key: value for key, value in instance.labels.items() if _LABEL.fullmatch(key) and key not in _NO_LABELS}
     return {
         **own,
         "dynamo_namespace": instance.namespace,

@@ -86,6 +86,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
 
     Attributes:
         num_retries: how often it was sent to another instance because nothing had been given yet.
+        is_enough: its reader has all that it wants, and leaves it well.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
         self._error: MeshError | None = None
         self._is_closed = self._is_whole = False
         self.num_retries = 0
+        self.is_enough = False
         self._attempts = Attempts.begin(method)
         route.budget.request()
         self._open(route.choose(frozenset()))
@@ -294,7 +296,7 @@ class RoutedStream(AsyncClosing, Generic[R, M]):
     async def aclose(self) -> None:
         """Leave the stream: the worker is told."""
         self._is_closed = True
-        self._verdict(is_left=True)
+        self._verdict(is_left=not self.is_enough)
         await self._stream.aclose()
 
 

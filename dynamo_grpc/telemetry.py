@@ -58,8 +58,11 @@ def configure_tracing(service: str) -> None:
         package = "opentelemetry-exporter-otlp-proto-http" if ".http" in str(error.name) else "'dynamo-grpc[otel]'"
         logger.warning("OTEL_* asks for traces, and %s is missing: pip install %s", error.name, package)
         return
-    name = os.environ.get("OTEL_SERVICE_NAME", service)
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+    except Exception as error:  # a value that it can't use: requests are served without traces
+        logger.warning("OTEL_* asks for traces that can't be made: %s: %s", type(error).__name__, error)
+        return
+    has_name = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    provider = TracerProvider(resource=Resource.create({} if has_name else {SERVICE_NAME: service}))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
 
@@ -89,8 +92,14 @@ def trace_id() -> str:
 
 
 @contextlib.contextmanager
-def server_span(name: str, carrier: Mapping[str, str], attributes: Mapping[str, Any]) -> Iterator[trace.Span]:
-    """A span for a request that came in, child of the context in `carrier`; the current one inside the block."""
+def server_span(
+    name: str, carrier: Mapping[str, str], attributes: Mapping[str, Any], *, says_failure: bool = True
+) -> Iterator[trace.Span]:
+    """A span for a request that came in, child of the context in `carrier`; the current one inside the block.
+
+    Args:
+        says_failure: what is raised inside says how it failed; else whoever is inside does.
+    """
     is_recorded = is_recording()
     if not is_recorded and not any(field in carrier for field in propagate.get_global_textmap().fields):
         yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
@@ -101,7 +110,8 @@ def server_span(name: str, carrier: Mapping[str, str], attributes: Mapping[str, 
     try:
         yield span
     except BaseException as error:
-        failed(span, error)
+        if says_failure:
+            failed(span, error)
         raise
     finally:
         span.end()

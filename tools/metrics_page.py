@@ -39,7 +39,7 @@ def frontend_rows() -> list[Row]:
     """What `dynamo-grpc frontend` tells."""
     metrics = Metrics()
     catalog = Catalog.__new__(Catalog)
-    catalog._models, catalog._metrics = {}, metrics
+    catalog._models, catalog._gone, catalog._metrics = {}, {}, metrics
     asked = [_row(family, tuple(family._labelnames)) for family in catalog.families()]  # type: ignore[attr-defined]
     return sorted(rows_of(metrics.registry) + asked)
 

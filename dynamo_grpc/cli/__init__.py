@@ -16,6 +16,7 @@ from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
 from dynamo_grpc.cli.up import up
 from dynamo_grpc.cli.worker import worker
+from dynamo_grpc.dump import ignore_until_installed
 from dynamo_grpc.version import __version__
 
 COMMANDS = "dynamo_grpc.commands"
@@ -66,6 +67,7 @@ Examples:
 @click.version_option(__version__, prog_name="dynamo-grpc")
 def main() -> None:
     """A service mesh for inference workers: gRPC from the front door to the engine."""
+    ignore_until_installed()
 
 
 for _command in (call, chat, doctor, drain, ps, registry, up, worker):

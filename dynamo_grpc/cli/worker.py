@@ -91,6 +91,8 @@ def worker(target: str, **options: Any) -> None:
     configure_tracing("dynamo-grpc-worker")
     for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
         os.environ[name] = str(options[flag])
+    if options["system_port"] is not None:
+        os.environ["DYN_SYSTEM_PORT"] = str(options["system_port"])
     asyncio.run(found())
 
 

@@ -96,12 +96,14 @@ class EtcdRegistry(Registry):
                 self._check(await call.read(), header)
             works()
             while (left_s := ends - time.monotonic()) > 0:
-                with contextlib.suppress(TimeoutError):
+                try:
                     async with asyncio.timeout(left_s):
                         response = await call.read()
-                    self._check(response, header)
-                    if response.events:
-                        yield _change(response.events)
+                except TimeoutError:
+                    return  # its end ended the call too; and a timer may come a little early
+                self._check(response, header)
+                if response.events:
+                    yield _change(response.events)
 
     def _check(self, response: Any, listed: pb.ResponseHeader) -> None:
         """Refuse to go on where the changes would not be those after the snapshot."""

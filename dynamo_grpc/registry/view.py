@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Set
 from typing import Any, Generic, TypeVar, overload
 
+from dynamo_grpc.errors import RegistryError
 from dynamo_grpc.registry.base import Change, Entry, Registry
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class View(Generic[T]):
                         async for change in changes:
                             self.apply(change)
                             activity.works()
+                except asyncio.CancelledError:
+                    if (task := asyncio.current_task()) is None or task.cancelling():
+                        raise
+                    activity.broke(RegistryError("its watch was cancelled"))  # by something below, not by us
                 except Exception as error:  # a view that dies unseen is a mesh that stands still
                     activity.broke(error)
                 await asyncio.sleep(1.0)

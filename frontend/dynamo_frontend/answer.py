@@ -232,11 +232,12 @@ class Answer(Response):
         if (left_s := self._context.remaining_s()) is None:
             await self._work(writer)
             return
+        limit = asyncio.timeout(left_s)
         try:
-            async with asyncio.timeout(left_s):
+            async with limit:
                 await self._work(writer)
         except TimeoutError:
-            if self._context.remaining_s() != 0.0:
+            if not limit.expired():
                 raise
             raise DeadlineError(f"request {self._context.id()} took longer than its time-out") from None
 

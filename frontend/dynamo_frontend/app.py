@@ -42,6 +42,9 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.records import endpoint_of
 
+#: How often the gauge of the registry is set.
+_REGISTRY_S = 1.0
+
 
 class Frontend:
     """The application and what it holds.
@@ -79,7 +82,7 @@ class Frontend:
                 self.metrics,
             )
             dump.install(self._serving.book.lines)
-            tasks = [asyncio.ensure_future(self.metrics.watch_loop())]
+            tasks = [asyncio.ensure_future(self.metrics.watch_loop()), asyncio.ensure_future(self._watch_registry())]
             if settings.backend_metrics_interval_s:
                 endpoint, interval_s = settings.backend_metrics_endpoint, settings.backend_metrics_interval_s
                 self._polling = BackendPolling(runtime, endpoint, interval_s, self.metrics)
@@ -226,15 +229,20 @@ class Frontend:
     async def _live(self) -> dict[str, str]:
         return {"status": "live"}
 
+    async def _watch_registry(self) -> None:
+        """Of several processes, each keeps its own figure: one alone is asked for all of them."""
+        while True:
+            self.metrics.registry_up.set(not self.catalog.registry.problem)
+            await asyncio.sleep(_REGISTRY_S)
+
     async def _metrics(self, request: Request) -> Response:
-        self.metrics.registry_up.set(not self.catalog.registry.problem)
         families = list(self.catalog.families())
         if self._polling is not None:
             families += self._polling.families()
         # in a thread: with many models it takes longer than tokens may wait
         text = (await asyncio.to_thread(self.metrics.text, families)).decode()
         if request.query_params.get("workers", "0") not in ("", "0"):
-            texts = await ask_all(self.catalog.connections())
+            texts = await ask_all(self.catalog.connections)
             text = await asyncio.to_thread(merge, [text, *texts])
         return Response(text, media_type=exposition.CONTENT_TYPE_LATEST)
 

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NamedTuple
 
 from prometheus_client.core import Metric
 
@@ -48,20 +49,20 @@ _MAX_WORKERS = 1_000
 
 
 class Model:
-    """A model and its instances."""
+    """A model and its instances.
+
+    Attributes:
+        namespace: where it is served (the first of several).
+    """
 
     def __init__(self, card: model_card_pb2.ModelCard, instances: InstanceSet, router: Router) -> None:
         self.card, self.instances, self.router = card, instances, router
         self.busy = BusyWatch(instances)
         self.created = int(time.time())
+        self.namespace = ""
         self.preparation: Preparation | None = None
         self.series: PreparingSeries | None = None
         self.loading: asyncio.Task[None] | None = None
-
-    @property
-    def namespace(self) -> str:
-        """Where it is served."""
-        return next((live.instance.namespace for live in self.instances.all()), "")
 
     @property
     def is_ready(self) -> bool:
@@ -122,7 +123,7 @@ class Catalog:
         self._cards_by_checksum: dict[tuple[str, str], model_card_pb2.ModelCard] = {}
         self._models: dict[str, Model] = {}
         self._resting: dict[tuple[str, str], Model] = {}
-        self._gone: dict[str, float] = {}
+        self._gone: dict[str, _Gone] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._changes = Changes()
         self._pending: asyncio.TimerHandle | None = None
@@ -154,33 +155,50 @@ class Catalog:
         self._thresholds_by_name[model.card.name] = thresholds
         model.busy.set(thresholds)
 
-    def connections(self) -> list[Connection]:
-        """To the workers of all models, each once."""
-        live = [live for model in self._models.values() for live in model.instances.routable()]
-        return list({one.connection.address: one.connection for one in live}.values())
+    def known(self, name: str) -> tuple[str, str] | None:
+        """Namespace and name of a model that is known, whether somebody serves it now or not."""
+        if (model := self._lookup(name)) is not None:
+            return model.namespace, model.card.name
+        return (self._gone[name].namespace, name) if name in self._gone else None
+
+    @contextlib.contextmanager
+    def connections(self) -> Iterator[list[Connection]]:
+        """To all workers, those that serve no model too, each once; for as long as it is inside."""
+        pool = self._runtime.connections
+        addresses = sorted({record.instance.address for record in self._instances.records.values()})
+        acquired = [pool.acquire(address) for address in addresses]
+        try:
+            yield acquired
+        finally:
+            for connection in acquired:
+                pool.release(connection)
 
     def families(self) -> Iterator[Metric]:
         """The models and their workers, for Prometheus."""
         models = [m for m in self._models.values() if self._metrics.label(m.card.name) == m.card.name]
+        gone = [((g.namespace, n), 0.0) for n, g in self._gone.items() if self._metrics.label(n) == n]
         labels = ("dynamo_namespace", "model")
 
         def of(name: str, text: str, value: Callable[[Model], float]) -> Metric:
             return gauges(name, text, labels, [((m.namespace, m.card.name), value(m)) for m in models])
 
-        yield of("model_ready", "1 if the model can be asked now, else 0.", lambda m: float(m.is_ready))
-        yield of("model_workers", "Workers of the model that answer now.", lambda m: len(m.instances.routable()))
+        ready = [((m.namespace, m.card.name), float(m.is_ready)) for m in models]
+        yield gauges("model_ready", "1 if the model can be asked now, else 0.", labels, [*ready, *gone])
+        num = [((m.namespace, m.card.name), float(len(m.instances.routable()))) for m in models]
+        text = "Workers of the model that answer now; 0 also when the registry lists none any more."
+        yield gauges("model_workers", text, labels, [*num, *gone])
         yield of("model_context_length", "Tokens that prompt and answer may have together; 0 is not known.",
                  lambda m: m.card.context_length)  # fmt: skip
         yield of("model_kv_cache_block_size", "Tokens in a block of the KV cache; 0 is not known.",
                  lambda m: m.card.kv_cache_block_size)  # fmt: skip
         yield of("model_migration_limit", "How often an answer goes on at another worker.",
                  lambda m: m.router.migration_limit)  # fmt: skip
-        workers = [(m, live) for m in models for live in m.instances.routable()][:_MAX_WORKERS]
+        workers = {f"{w.instance_id:016x}": w.num_inflight for m in models for w in m.instances.routable()}
         yield gauges(
             "worker_inflight_requests",
-            "Requests of this process that run at the worker now.",
-            (*labels, "worker_id"),
-            [((m.namespace, m.card.name, f"{w.instance_id:016x}"), w.connection.num_inflight) for m, w in workers],
+            "Requests of this process that run at the worker now, for all of its models.",
+            ("worker_id",),
+            [((worker,), num) for worker, num in list(workers.items())[:_MAX_WORKERS]],
         )
 
     async def find(self, name: str) -> Model:
@@ -200,7 +218,7 @@ class Catalog:
                     model = self._lookup(name)
                     if model is not None and model.is_ready:
                         return model
-                    gone_s = time.monotonic() - self._gone.get(name, -math.inf)
+                    gone_s = time.monotonic() - self._gone[name].at_s if name in self._gone else math.inf
                     if model is None and self.is_connected and gone_s > wait_s:
                         break  # unknown, or gone for longer than anybody would wait
                     await self._changes.wait()
@@ -219,7 +237,7 @@ class Catalog:
 
     def _why_nobody(self, name: str) -> str:
         if (model := self._lookup(name)) is None:
-            return f"its last instance left {time.monotonic() - self._gone[name]:.0f} s ago"
+            return f"its last instance left {time.monotonic() - self._gone[name].at_s:.0f} s ago"
         listed = [live.instance.address for live in model.instances.all()]
         if model.instances.routable():
             return "its files could not be prepared yet, the frontend's log says why"
@@ -241,7 +259,7 @@ class Catalog:
         cards = self._known_cards()
         for name in [n for n, m in self._models.items() if not _holds(held.get(n), m.card)]:
             logger.info("model %r is gone", name)
-            self._gone[name] = time.monotonic()
+            self._gone[name] = _Gone(time.monotonic(), self._models[name].namespace)
             while len(self._gone) > _MAX_KNOWN:
                 del self._gone[next(iter(self._gone))]
             self._rest(self._models.pop(name))
@@ -249,6 +267,7 @@ class Catalog:
             if card := cards.get((name, held[name].instance.card_checksum)):  # else it comes later
                 self._gone.pop(name, None)
                 model = self._models[name] = self._resting.pop((name, card.checksum), None) or self._open(card)
+                model.namespace = held[name].instance.namespace
                 model.busy.set(self._thresholds_by_name.get(name, self._thresholds))
         self._changes.tell()
 
@@ -329,6 +348,13 @@ class Catalog:
         models = (*self._models.values(), *self._resting.values())
         await asyncio.gather(*(model.close() for model in models), *self._closing)
         await self._instances.close()
+
+
+class _Gone(NamedTuple):
+    """When a model's last instance left, and where it was served."""
+
+    at_s: float
+    namespace: str
 
 
 def _holds(record: InstanceRecord | None, card: model_card_pb2.ModelCard) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import grpc
 
@@ -15,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 #: A worker may take so long; so many are asked at once.
 _LIMIT_S, _MAX_AT_ONCE = 3.0, 64
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 
 
-async def ask_all(connections: Iterable[Connection]) -> list[str]:
+async def ask_all(open_connections: Callable[[], AbstractContextManager[list[Connection]]]) -> list[str]:
     """What each of the workers tells; nothing of one that doesn't answer in time, or knows no such question."""
     at_once = asyncio.Semaphore(_MAX_AT_ONCE)
 
@@ -31,7 +34,8 @@ async def ask_all(connections: Iterable[Connection]) -> list[str]:
                 logger.warning("worker %s doesn't tell its metrics: %s", connection.address, error.details())
             return ""
 
-    return await asyncio.gather(*map(ask, connections))
+    with open_connections() as connections:
+        return await asyncio.gather(*map(ask, connections))
 
 
 def merge(texts: Sequence[str]) -> str:
@@ -43,15 +47,20 @@ def merge(texts: Sequence[str]) -> str:
     samples: dict[str, list[str]] = {}
     heads: dict[str, str] = {}
     for text in texts:
-        name, head, is_kept = "", "", True
-        for line in text.splitlines():
+        name, is_kept, told = "", True, {}
+        for line in text.split("\n"):  # a label's value may hold other ends of lines
             if line.startswith("# HELP "):
-                head = line
+                told[line.split(" ", 3)[2]] = f"{line}\n"
             elif line.startswith("# TYPE "):
                 _, _, name, kind = line.split(" ", 3)
                 is_kept = kinds.setdefault(name, kind) == kind
-                heads.setdefault(name, f"{head}\n{line}")
+                heads.setdefault(name, f"{told.get(name, '')}{line}\n")
                 samples.setdefault(name, [])
-            elif line and not line.startswith("#") and name and is_kept:
-                samples[name].append(line)
-    return "".join(f"{heads[name]}\n" + "".join(f"{line}\n" for line in lines) for name, lines in samples.items())
+            elif line and not line.startswith("#"):
+                found = _NAME.match(line)
+                if found is None or not name or not found[0].startswith(name):  # it has no type
+                    name, is_kept = (found[0] if found else ""), found is not None and found[0] not in heads
+                    samples.setdefault(name, [])
+                if is_kept:
+                    samples[name].append(line)
+    return "".join(heads.get(name, "") + "".join(f"{line}\n" for line in lines) for name, lines in samples.items())

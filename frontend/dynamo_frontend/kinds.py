@@ -99,6 +99,7 @@ class Generating(Kind[R]):
             parts = await self.prepare(sampling, model)
         record.prepared()
         record.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
+        record.num_choices = sum(part.num_choices for part in parts)
         for part in parts:
             part.message.request_id = exchange.request_id
         relays = Relays([])
@@ -119,8 +120,8 @@ class Generating(Kind[R]):
                 begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
                 await stream(writer, relays, shape, begin, options)
             else:
-                pieces = self.select(sampling, await whole(make_relays), parts)
-                usage, num = relays.usage, relays.num_migrations
+                pieces = self.select(sampling, await whole(make_relays, record.begin_again), parts)
+                usage, num = relays.usage, record.num_migrations
                 moved = [(b"x-migrations", b"%d" % num)] if num else []
                 await writer.json(200, shape.body(pieces, usage, num), moved)
         finally:

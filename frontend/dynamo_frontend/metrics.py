@@ -54,8 +54,9 @@ class Gaps:
         self.counts = [0] * (len(GAP_S) + 1)
         self.total_s = 0.0
 
-    def add(self, gap_s: float, num_tokens: int) -> None:
-        """So many tokens came together, so long after those before."""
+    def add(self, gap_s: float, num_tokens: int, num_choices: int = 1) -> None:
+        """So many tokens of so many choices came together, so long after those before."""
+        gap_s *= num_choices
         self.counts[bisect.bisect_left(GAP_S, gap_s / num_tokens)] += num_tokens
         self.total_s += gap_s
 
@@ -134,7 +135,7 @@ class Metrics:
         )
         self._gaps = histogram(
             "inter_token_latency_seconds",
-            "Seconds between two tokens of an answer; of tokens that come together, their time in equal parts.",
+            "Seconds between two tokens of a choice; of tokens that come together, their time in equal parts.",
             GAP_S,
         )
         self._prompt_length = histogram("input_sequence_tokens", "Tokens in the prompts of a request.", _TOKENS)

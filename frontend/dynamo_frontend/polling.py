@@ -20,7 +20,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class BackendPolling:
         self._name = EndpointName.parse(endpoint)
         self._runtime, self._interval_s, self._metrics = runtime, interval_s, metrics
         self._said: dict[int, _Said] = {}
-        self._told: set[str] = set()
+        self._told: set[tuple[int, str]] = set()  # what is wrong with whom
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -94,20 +94,23 @@ class BackendPolling:
                     said = await anext(stream, None)
             self._take(instance_id, said)
         except TimeoutError:
-            self._failed("timeout", f"{self._name} at {instance_id:016x} gave no figures within {limit_s:g} s")
+            self._failed(instance_id, "timeout", f"gave no figures within {limit_s:g} s")
         except _BadStatsError as error:
-            self._failed("format", f"{self._name} at {instance_id:016x} gave figures that can't be used: {error}")
+            self._failed(instance_id, "format", f"gave figures that can't be used: {error}")
         except MeshError as error:
-            self._failed(error.reason.lower(), f"{self._name} at {instance_id:016x} gave no figures: {error.message}")
+            self._failed(instance_id, error.reason.lower(), f"gave no figures: {error.message}")
+        except Exception as error:  # whatever one says, the others are asked again
+            self._failed(instance_id, "format", f"gave figures that can't be read: {type(error).__name__}: {error}")
+        else:
+            self._told -= {key for key in self._told if key[0] == instance_id}
 
-    def _failed(self, why: str, text: str) -> None:
-        """Count it; the log has it once."""
-        self._metrics.backend_errors.labels(self._name.namespace, self._name.component, self._name.endpoint, why).inc()
-        if text not in self._told:
-            if len(self._told) > _MAX_NAMES:
-                self._told.clear()
-            self._told.add(text)
-            logger.warning(text)
+    def _failed(self, instance_id: int, why: str, text: str) -> None:
+        """Count it; the log has it once, and again after it went well."""
+        name = self._name
+        self._metrics.backend_errors.labels(name.namespace, name.component, name.endpoint, why).inc()
+        if (instance_id, why) not in self._told:
+            self._told.add((instance_id, why))
+            logger.warning("%s at %016x %s", name, instance_id, text)
 
     def _take(self, instance_id: int, answer: Any) -> None:
         new = _read(answer)
@@ -125,33 +128,34 @@ class BackendPolling:
     def families(self) -> Iterator[Metric]:
         """What holds now, for Prometheus."""
         oldest = time.monotonic() - _STALE_INTERVALS * self._interval_s
-        families: dict[tuple[str, str], Metric] = {}
+        families: dict[str, Metric] = {}
 
-        def family(name: str, kind: str) -> Metric:
-            key = (name, kind)
-            if key not in families:
-                families[key] = Metric(PREFIX + name, f"As the back ends of {self._name} say.", kind)
-            return families[key]
+        def add(name: str, kind: str, samples: Iterable[tuple[str, dict[str, str], float]]) -> None:
+            made = families.setdefault(name, Metric(PREFIX + name, f"As the back ends of {self._name} say.", kind))
+            for suffix, labels, value in samples if made.type == kind else ():  # a name is of one kind
+                made.add_sample(f"{PREFIX}{name}{suffix}", labels, value)
 
         for said in self._said.values():
             if said.changed_at < oldest:
                 continue
             for name, value in said.gauges.items():
-                family(name, "gauge").add_sample(PREFIX + name, said.labels, value)
+                add(name, "gauge", [("", said.labels, value)])
             for name, value in said.counters.items():
-                base = name.removesuffix("_total")
-                family(base, "counter").add_sample(f"{PREFIX}{base}_total", said.labels, value)
+                add(name, "counter", [("_total", said.labels, value)])
             for name, (buckets, total, count) in said.histograms.items():
-                made = family(name, "histogram")
-                for limit, value in buckets.items():
-                    made.add_sample(f"{PREFIX}{name}_bucket", {**said.labels, "le": limit}, value)
-                made.add_sample(f"{PREFIX}{name}_count", said.labels, count)
-                made.add_sample(f"{PREFIX}{name}_sum", said.labels, total)
-        seen: set[str] = set()
-        for (name, _), made in families.items():
-            if name not in seen:  # one name is of one kind: a second one would make the whole page unreadable
-                seen.add(name)
+                rows = [("_bucket", {**said.labels, "le": limit}, value) for limit, value in buckets.items()]
+                add(name, "histogram", [*rows, ("_count", said.labels, count), ("_sum", said.labels, total)])
+        taken: set[str] = set()
+        for name, made in families.items():  # two of one name would make the whole page unreadable
+            if not (names := _sample_names(name, made.type)) & taken:
+                taken |= names
                 yield made
+
+
+def _sample_names(name: str, kind: str) -> set[str]:
+    """All names that a metric has samples or a description under."""
+    suffixes = {"counter": ("_total",), "histogram": ("", "_bucket", "_count", "_sum")}.get(kind, ("",))
+    return {name + suffix for suffix in suffixes}
 
 
 def _read(answer: Any) -> _Said:
@@ -175,14 +179,28 @@ def _read(answer: Any) -> _Said:
     if not isinstance(metrics, Mapping):
         raise _BadStatsError("it has no object `metrics`")
     labels = {
-        "backend": str(answer.get("backend", ""))[:100],
-        "backend_worker_id": str(answer.get("worker_id", ""))[:100],
+        "backend": _text(answer.get("backend", "")),
+        "backend_worker_id": _text(answer.get("worker_id", "")),
     }
     said = _Said(labels, ts=answer.get("ts"))
     said.gauges = {name: _number(name, value) for name, value in _part(metrics, "gauges")}
-    said.counters = {name: _number(name, value) for name, value in _part(metrics, "counters")}
+    counters = [(name.removesuffix("_total"), value) for name, value in _part(metrics, "counters")]
+    said.counters = {name: _number(name, value) for name, value in counters}
     said.histograms = {name: _histogram(name, value) for name, value in _part(metrics, "histograms")}
+    names = [("gauge", name) for name in said.gauges]
+    names += [("counter", name) for name, _ in counters]
+    names += [("histogram", name) for name in said.histograms]
+    taken: set[str] = set()
+    for kind, name in names:
+        if (mine := _sample_names(name, kind)) & taken:
+            raise _BadStatsError(f"{name} is told twice")
+        taken |= mine
     return said
+
+
+def _text(value: Any) -> str:
+    """As a label may be."""
+    return str(value)[:100].encode(errors="replace").decode()
 
 
 def _part(metrics: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
@@ -200,7 +218,10 @@ def _part(metrics: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _BadStatsError(f"{name} is {value!r:.60}, no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise _BadStatsError(f"{name} is too large") from None
 
 
 def _histogram(name: str, value: Any) -> tuple[dict[str, float], float, float]:

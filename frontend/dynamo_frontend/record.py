@@ -36,6 +36,7 @@ class Record:
         cached_tokens: of the prompt, if its worker said so.
         span: the request's, in a trace; invalid without one.
         on_end: told when it has ended.
+        num_choices: that it is answered with, of all its prompts.
         num_tokens: that have arrived so far.
         last: when the last output arrived, as `started`; 0 before the first.
     """
@@ -60,6 +61,7 @@ class Record:
     trace_id: str = ""
     _series: Series | None = None
     on_end: Callable[[Record], None] | None = None
+    num_choices: int = 1
     num_tokens: int = 0
     last: float = 0.0
     _prepared: float = 0.0
@@ -98,14 +100,19 @@ class Record:
         """Tokens arrived, together."""
         now = time.perf_counter()
         if self.first is None:
-            self.first, self.instance = now, instance_id
+            self.first = now
             if self._series is not None:
                 self._series.queued.dec()
             self.span.add_event(semconv.FIRST_OUTPUT)
         elif num_tokens:
-            self._gaps.add(now - self.last, num_tokens)
-        self.last = now
+            self._gaps.add(now - self.last, num_tokens, self.num_choices)
+        self.last, self.instance = now, instance_id
         self.num_tokens += num_tokens
+
+    def begin_again(self) -> None:
+        """Its answer was lost in the middle, and is made again from its beginning: what came of it is for nobody."""
+        self.num_migrations += 1
+        self.num_tokens, self._gaps = 0, Gaps()
 
     def fail(self, error: MeshError) -> None:
         """The request ended with an error; the first one counts."""
@@ -139,7 +146,6 @@ class Record:
         span.set_attributes(
             {
                 semconv.HTTP_STATUS: self.error.http_status if self.error else 200,
-                semconv.RESPONSE_ID: self.request_id,
                 semconv.INPUT_TOKENS: self.prompt_tokens,
                 semconv.OUTPUT_TOKENS: self.output_tokens,
                 semconv.NUM_MIGRATIONS: self.num_migrations,
@@ -186,7 +192,10 @@ class Record:
         ttft_ms = None if self.first is None else round((self.first - self.started) * 1e3, 1)
         total_ms = round((now - self.started) * 1e3, 1)
         instance = f"{self.instance:016x}" if self.instance else ""
-        how = f"error={error_type} ({self.error.message[:200]})" if self.error else f"finish={self.finish or '-'}"
+        how = f"finish={self.finish or '-'}"
+        if self.error is not None:
+            message = self.error.message[:200].replace("\n", " ").replace("\r", " ")  # a line is one request's
+            how = f"error={error_type} ({message})"
         more = f" migrations={self.num_migrations}" if self.num_migrations else ""
         more += f" trace={self.trace_id}" if self.trace_id else ""
         logger.info(

@@ -109,6 +109,7 @@ class Relay:
                 try:
                     while not await stream.read(sink):
                         if self._stops and self._is_finished:
+                            stream.is_enough = True
                             break  # a stop string ended it before the worker did: leaving tells it so
                         await rest()
                 finally:

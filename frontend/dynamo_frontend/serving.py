@@ -61,7 +61,7 @@ class Serving:
             if self._settings.is_strict and (strange := body.unknown()):
                 raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
             record.is_stream = body.stream
-            record.model = body.model[:100]
+            record.model = "".join(char if char.isprintable() else "?" for char in body.model[:100])
             context = Context(request_id, timeout_s=timeout_of(request))
             mode, instance_id = self._settings.router_mode, instance_of(request)
             wants_route = self._settings.has_admin_api and "x-explain-route" in headers_of(request)
@@ -71,7 +71,9 @@ class Serving:
             told = told_of(error, request_id)
             self.book.add(record)
             record.fail(told)
-            record.end()
+            with server_span(f"POST {kind.path}", headers_of(request), self._attributes(kind, request_id)) as span:
+                record.span = span
+                record.end()
             return error_response(told, request_id, kind.dialect)
         headers = [(b"x-request-id", request_id.encode())]
         if kind.dialect.id_header:
@@ -81,8 +83,12 @@ class Serving:
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
 
         async def work(writer: Writer) -> None:
-            model = await self._catalog().find(body.model)
-            record.begin(model.namespace, model.card.name)
+            catalog = self._catalog()
+            if known := catalog.known(body.model):  # its name is counted also when nobody serves it now
+                record.begin(*known)
+            model = await catalog.find(body.model)
+            if not known:
+                record.begin(model.namespace, model.card.name)
             model.check_type(kind.model_type, kind.what)
             if instance_id is None:
                 model.router.check_room()  # before it costs anything
@@ -91,24 +97,27 @@ class Serving:
                 writer.late_headers = lambda: [(b"x-route", orjson.dumps({"instance": record.where, **explained}))]
             await kind.answer(exchange, model, writer)
 
-        attributes = {
-            semconv.HTTP_METHOD: "POST",
-            semconv.HTTP_ROUTE: kind.path,
-            semconv.OPERATION: kind.operation,
-            semconv.REQUEST_MODEL: body.model[:100],
-            semconv.STREAM: body.stream,
-            semconv.REQUEST_ID: request_id,
-        }
+        attributes = self._attributes(kind, request_id)
+        attributes |= {semconv.REQUEST_MODEL: record.model, semconv.STREAM: body.stream}
         self.book.add(record)
         return Answer(
             lambda writer: self._admit(work, writer),
-            server_span(f"POST {kind.path}", headers_of(request), attributes),
+            server_span(f"POST {kind.path}", headers_of(request), attributes, says_failure=False),
             context,
             record,
             headers,
             is_stream=body.stream,
             dialect=kind.dialect,
         )
+
+    @staticmethod
+    def _attributes(kind: Kind[Any], request_id: str) -> dict[str, Any]:
+        return {
+            semconv.HTTP_METHOD: "POST",
+            semconv.HTTP_ROUTE: kind.path,
+            semconv.OPERATION: kind.operation,
+            semconv.REQUEST_ID: request_id,
+        }
 
     async def _admit(self, work: Callable[[Writer], Awaitable[None]], writer: Writer) -> None:
         """Do a request's work if there is room for it."""

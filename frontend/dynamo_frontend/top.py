@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import math
 import time
@@ -114,8 +115,10 @@ class Top(App[None]):
             try:
                 self._history.add(await asyncio.to_thread(self._look, self._url))
                 self._show()
-            except (OSError, ValueError) as error:
-                self.query_one("#head", Static).update(f"no frontend answers at {self._url}: {error}")
+            except (OSError, ValueError, LookupError, http.client.HTTPException) as error:
+                self.query_one("#head", Static).update(
+                    escape(f"no frontend answers at {self._url}: {error or type(error).__name__}")
+                )
             await asyncio.sleep(self._interval_s)
 
     # -- what is shown ------------------------------------------------------------------------------------------------

@@ -37,8 +37,12 @@ async def stream(writer: Writer, relay: Relays, shape: Shape, begin: bytes, opti
     await writer.end(begin + shape.end(relay.usage, relay.num_migrations))
 
 
-async def whole(make_relays: Callable[[], Relays]) -> list[Piece]:
-    """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time."""
+async def whole(make_relays: Callable[[], Relays], on_again: Callable[[], None]) -> list[Piece]:
+    """A whole answer. Nothing of it was sent yet, so a worker that is lost in the middle costs only time.
+
+    Args:
+        on_again: called when it is begun again.
+    """
     for attempt in range(1, _WHOLE_ATTEMPTS + 1):
         relay = make_relays()
         try:
@@ -48,4 +52,5 @@ async def whole(make_relays: Callable[[], Relays]) -> list[Piece]:
                 raise
             if not relay.has_output:
                 raise  # it was tried elsewhere already
+            on_again()
     raise AssertionError("the last attempt returns or raises")

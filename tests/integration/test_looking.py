@@ -155,6 +155,51 @@ def test_lines_as_json() -> None:
     assert "ZeroDivisionError" in events[2]["exception"]
 
 
+ODD = """
+import logging, math
+from dynamo_grpc import configure_dynamo_logging
+configure_dynamo_logging(level="error")
+loop = {}
+loop["self"] = loop
+log = logging.getLogger("x")
+log.error("number", extra={"request_id": 123})
+log.error("keys", extra={"field": {(1, 2): 3}})
+log.error("loop", extra={"field": loop})
+log.error("nan", extra={"field": math.nan, "level": "mine"})
+logging.getLogger("grpc").info("quiet")
+"""
+
+
+@pytest.mark.parametrize("as_json", ["0", "1"])
+def test_no_line_is_lost(as_json: str) -> None:
+    env = {**os.environ, "DYN_LOGGING_JSONL": as_json}
+    done = subprocess.run([sys.executable, "-c", ODD], capture_output=True, text=True, check=True, env=env)
+    lines = done.stderr.splitlines()
+    assert [next(word for word in ("number", "keys", "loop", "nan") if word in line) for line in lines] == [
+        "number", "keys", "loop", "nan"
+    ]  # fmt: skip
+    if as_json == "1":
+        assert [json.loads(line)["level"] for line in lines] == ["ERROR"] * 4
+        assert json.loads(lines[3])["field_level"] == "mine"
+
+
+async def test_a_client_writes_no_lines_of_its_own(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "dynamo_frontend.requests"):
+        await front.error({**CHAT, "model": "x\n2026 INFO forged\u2028 status=200"}, 404)
+    (record,) = (record for record in caplog.records if record.name == "dynamo_frontend.requests")
+    assert len(record.getMessage().splitlines()) == 1
+
+
+async def test_a_deadline_is_one_however_early_a_timer_is(mesh: Mesh) -> None:
+    await mesh.serve_worker(worker := Paced())
+    worker.begin.set()
+    async with front_of(mesh) as front:
+        await eventually(front.frontend.catalog.ready)
+        for _ in range(10):
+            body = {**CHAT, "model": "paced"}
+            assert (await front.post(body, headers={"x-request-timeout": "20ms"})).status_code in (503, 504)
+
+
 async def test_a_line_for_each_request(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "dynamo_frontend.requests"):
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -83,7 +83,8 @@ async def test_what_waits_and_what_leaves_is_counted(mesh: Mesh, front: Front) -
     asking = asyncio.ensure_future(front.post({**CHAT, "model": "waiting"}))
 
     async def value(name: str) -> float:
-        return metric(await page(front), f"dynamo_frontend_{name}", model="waiting")
+        labels = {} if name.startswith("worker_") else {"model": "waiting"}
+        return metric(await page(front), f"dynamo_frontend_{name}", **labels)
 
     async with asyncio.timeout(5):
         while await value("queued_requests") != 1 or await value("worker_inflight_requests") != 1:
@@ -178,7 +179,7 @@ def test_names_that_can_not_be_added() -> None:
     metrics.counter("things", "Things.")
     for name, labels in (
         ("things", ()), ("things_total", ()), ("requests", ()), ("a b", ()), ("fine", ("worker_id",)),
-        ("fine", ("a-b",)),
+        ("fine", ("a-b",)), ("used_blocks", ()), ("refused_requests_total", ()), ("inflight_requests", ()),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError):
             metrics.gauge(name, "x", labels)
@@ -213,6 +214,87 @@ def test_many_models_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(120, 220):
         metrics.of(f"ns{number}", f"m{number}", "completions").started.inc()
     assert len(metrics.text()) < size * 1.001
+
+
+async def test_models_that_are_gone_are_told(mesh: Mesh) -> None:
+    runtime = await mesh.serve_worker(tiny.Tiny())
+    async with front_of(mesh, instance_wait_s=0.05) as front:
+        await eventually(front.frontend.catalog.ready)
+        await mesh.stop(runtime)
+        await eventually(lambda: not front.frontend.catalog.all())
+        await front.error(CHAT, 503)
+        text = await page(front)
+        who = {"model": "tiny", "dynamo_namespace": "dynamo"}
+        assert metric(text, "dynamo_frontend_model_workers", **who) == 0
+        assert metric(text, "dynamo_frontend_model_ready", **who) == 0
+        assert metric(text, "dynamo_frontend_requests_total", error_type="unavailable", **who) == 1
+        assert metric(text, "dynamo_frontend_inflight_requests", **who) == 0
+
+
+async def test_choices_are_not_faster_than_one(mesh: Mesh, front: Front) -> None:
+    class Paced(Worker):
+        model_path = FOLDER
+        model_name = "paced"
+        capabilities = ("n",)
+
+        async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> Any:
+            for _ in range(5):
+                await asyncio.sleep(0.05)
+                for index in range(request.sampling_options.n or 1):
+                    yield inference_pb2.ChoiceDelta(index=index, token_ids=[300])
+
+    await serve_beside(mesh, front, Paced())
+    await front.post({**CHAT, "model": "paced", "n": 4, "stream": True})
+    name = "dynamo_frontend_inter_token_latency_seconds"
+    text = await page(front)
+    assert metric(text, f"{name}_count", model="paced") >= 16
+    assert metric(text, f"{name}_sum", model="paced") / metric(text, f"{name}_count", model="paced") > 0.03
+
+
+async def test_what_can_not_be_told_is_left_out(mesh: Mesh, caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(Own):
+        async def start(self) -> None:
+            self.metrics.gauge("broken", "No engine yet.").set_function(lambda: 1 / 0)
+            self.metrics.gauge("jobs_created", "Jobs that were made.").set(4)
+            self.seen = self.metrics.counter("seen", "By what it says.", ["text"])
+            self.seen.labels("a\u2028b\x85c").inc()
+            registry = CollectorRegistry()
+            loras = Counter("engine_loras", "By adapter.", ["model"], registry=registry)
+            for number, name in enumerate(("a", "b"), start=1):
+                loras.labels(name).inc(number)
+            self.metrics.attach(registry)
+            self.steps, self.sizes = self.seen, self.metrics.histogram("sizes", "Sizes.")
+
+        def load(self) -> dict[str, int]:
+            return {"num_total_blocks": None}  # type: ignore[dict-item]
+
+    runtime = await mesh.serve_worker(Odd())
+    metrics = runtime.server.metrics
+    assert metrics is not None
+    for _ in range(2):
+        text = metrics.text().decode()
+    assert metric(text, "dynamo_component_jobs_created") == 4
+    assert metric(text, "dynamo_component_broken") == -1
+    assert sum("dynamo_component_broken can't be told" in r.message for r in caplog.records) == 1
+    assert [metric(text, "engine_loras_total", exported_model=n, model="own") for n in "ab"] == [1, 2]
+    merged = merge([text, text.replace("worker_id", "other_id"), "foreign 3\n# TYPE f gauge\nf 1\n"])
+    assert "a\u2028b\x85c" in merged
+    assert metric(merged, "foreign") == 3
+    ids = {"worker_id": f"{runtime.instance_id:016x}"}
+    assert metric(text, "dynamo_component_registry_up", **ids) == 1
+
+
+async def test_endpoints_without_a_model_are_told_too(mesh: Mesh) -> None:
+    async def handler(request: Any) -> Any:
+        return request
+
+    await mesh.serve("plain.backend.echo", handler)
+    client = await mesh.client("plain.backend.echo")
+    assert [item async for item in await client.generate(1, annotated=False)] == [1]
+    async with front_of(mesh) as front:
+        await eventually(lambda: front.frontend.catalog.is_connected)
+        text = await page(front, "/metrics?workers=1")
+        assert metric(text, "dynamo_component_requests_total", dynamo_namespace="plain", model="") == 1
 
 
 def test_pages_are_put_together() -> None:
@@ -298,6 +380,10 @@ async def test_the_figures_of_all_instances_of_a_back_end(mesh: Mesh, caplog: py
         ({"schema_version": 1}, "no object `metrics`"),
         (stats(0.5, 1, gauges={"a b": 1}), "can't be the name"),
         (stats(0.5, 1, gauges={"a": "much"}), "no number"),
+        (stats(0.5, 1, gauges={"a": 10**400}), "a is too large"),
+        (stats(0.5, 1, counters={"x": 1, "x_total": 2}), "x is told twice"),
+        (stats(0.5, 1, gauges={"x_total": 1}, counters={"x": 1}), "x is told twice"),
+        (stats(0.5, 1, gauges={"h_count": 1}, histograms={"h": {"buckets": {}, "sum": 1, "count": 1}}), "told twice"),
         (stats(0.5, 1, gauges=[1]), "metrics.gauges is no object"),
         (stats(0.5, 1, gauges={f"g{n}": 1 for n in range(2000)}), "at most 1000"),
         (stats(0.5, 1, histograms={"h": {"buckets": {"x": 1}, "sum": 1, "count": 1}}), "no number"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from dynamo_grpc.registry import View, backoff, etcd_pb2, wire
 from dynamo_grpc.registry.embedded import EmbeddedRegistry
 from dynamo_grpc.registry.etcd import EtcdRegistry
 from dynamo_grpc.registry.etcd_settings import EtcdSettings
+from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.registry.static import StaticRegistry
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc, model_card_pb2
 
@@ -301,3 +304,51 @@ async def test_an_event_that_etcd_lost_is_found_by_reading_again() -> None:
         await eventually(lambda: view.entries)
         assert not registry.problem
         await view.close()
+
+
+async def test_a_view_outlives_a_cancel_that_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, number = MemoryRegistry(), 0
+    watch = registry.watch
+
+    async def cancelled_first(prefix: str) -> Any:
+        nonlocal number
+        number += 1
+        if number == 1:
+            raise asyncio.CancelledError  # as grpc.aio has it when a call was cancelled below
+        async for change in watch(prefix):
+            yield change
+
+    monkeypatch.setattr(registry, "watch", cancelled_first)
+    view = View.start(registry, "/x/")
+    await asyncio.wait_for(view.wait_ready(), 5)
+    assert number == 2
+    await view.close()
+
+
+UVLOOP = """
+import asyncio, sys, uvloop
+from dynamo_grpc.registry import View, etcd
+from dynamo_grpc.registry.embedded import EmbeddedRegistry
+from dynamo_grpc.discovery import open_registry
+
+async def main():
+    etcd._READ_AGAIN_S = 0.05  # every 300 s, else
+    async with EmbeddedRegistry(0) as server:
+        import os
+        os.environ["ETCD_ENDPOINTS"] = server.endpoint
+        async with open_registry() as registry:
+            views = [View.start(registry, f"/{number}/") for number in range(5)]
+            for view in views:
+                await view.wait_ready()
+            await asyncio.sleep(1.5)
+            print([view._task.done() for view in views], repr(registry.problem))
+            for view in views:
+                await view.close()
+
+uvloop.run(main())
+"""
+
+
+def test_a_timer_that_comes_early_ends_no_view() -> None:
+    done = subprocess.run([sys.executable, "-c", UVLOOP], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "[False, False, False, False, False] ''\n", done.stderr
