@@ -85,6 +85,13 @@ def is_recording() -> bool:
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
+def _is_left_out(context: otel_context.Context) -> bool:
+    """Whether a trace is one that isn't recorded: then no span of it is made, which costs more than to look."""
+    span = trace.get_current_span(context).get_span_context()
+    sampler = os.environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
+    return span.is_valid and not span.trace_flags.sampled and sampler.startswith("parentbased")
+
+
 def trace_id() -> str:
     """The current trace's id in hexadecimal; empty when there is none."""
     context = trace.get_current_span().get_span_context()
@@ -105,6 +112,13 @@ def server_span(
         yield trace.INVALID_SPAN  # nobody records it, and it has nothing to hand on
         return
     parent = propagate.extract(carrier)
+    if _is_left_out(parent):
+        token = otel_context.attach(parent)
+        try:
+            yield trace.get_current_span(parent)
+        finally:
+            otel_context.detach(token)
+        return
     span = _tracer.start_span(name, parent, trace.SpanKind.SERVER, dict(attributes))
     token = otel_context.attach(trace.set_span_in_context(span, parent))
     try:
@@ -149,7 +163,7 @@ class Attempts:
     @classmethod
     def begin(cls, method: str) -> Attempts | None:
         """Spans of attempts, if anybody may record them."""
-        return cls(method) if is_recording() else None
+        return cls(method) if is_recording() and not _is_left_out(otel_context.get_current()) else None
 
     @contextlib.contextmanager
     def open(self, address: str, instance_id: str) -> Iterator[None]:

@@ -83,6 +83,11 @@ class LeaseKeeper:
             except (grpc.RpcError, RegistryError, TimeoutError) as error:
                 self._activity.failed(error)
                 await asyncio.sleep(backoff.next_s())
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise
+                self._activity.broke(RegistryError("the keep-alive was cancelled"))  # by something below, not by us
+                await asyncio.sleep(1.0)
             except Exception as error:  # without this task all leases end
                 self._activity.broke(error)
                 await asyncio.sleep(1.0)
