@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from ..conftest import Process
+from ..conftest import Process, metric
 from .test_up import CHAT, children, until
 
 Start = Callable[..., Process]
@@ -108,10 +108,10 @@ def test_a_full_worker_by_flags(cli: Start, env: dict[str, str]) -> None:
     assert (refused.status_code, refused.headers["retry-after"]) == (529, "1")
     assert re.search(r"is full: max_concurrent=1 requests run and none may wait", refused.json()["error"]["message"])
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    assert 'refused_requests_total{endpoint="dynamo.backend.generate"} 1.0' in metrics
+    assert metric(metrics, "dynamo_component_refused_requests_total", dynamo_component="backend", model="tiny") == 1
     frontend.signal(signal.SIGKILL)  # its handler ends, and counts
-    counted = 'cancel_to_stop_seconds_count{endpoint="dynamo.backend.generate"} 1.0'
-    until(lambda: counted in httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    counted = "dynamo_component_cancel_to_stop_seconds_count"
+    until(lambda: metric(httpx.get(f"http://127.0.0.1:{port}/metrics").text, counted) == 1)
     assert httpx.get(f"http://127.0.0.1:{port}/health").json()["requests"] == 0
     with pytest.raises(httpx.TransportError):
         list(lines)

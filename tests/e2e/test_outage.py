@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import Process
+from ..conftest import Process, metric
 from ..etcd import Etcd
 from ..proxy import Proxy
 from .rig import TTL_S, Rig
@@ -44,16 +44,17 @@ def test_etcd_is_stopped_for_30_s(rig: Callable[..., Rig], version: str) -> None
     assert health["status"] == "healthy"
     assert health["registry"]["unreachable_since"]
     assert health["message"].startswith("serving what was known, registry unreachable since 20")
-    assert "dynamo_frontend_registry_up 0.0" in httpx.get(f"{mesh.url}/metrics").text
+    mesh.until(lambda: "dynamo_frontend_registry_up 0.0" in httpx.get(f"{mesh.url}/metrics").text)
     system = mesh.workers[0].wait_for(r"system port (\d+)")[1]
     health = httpx.get(f"http://127.0.0.1:{system}/health").json()
     assert health["status"] == "ready"
     assert health["message"].startswith("serving, registry unreachable since 20")
-    assert "dynamo_component_registry_up 0" in httpx.get(f"http://127.0.0.1:{system}/metrics").text
+    assert metric(httpx.get(f"http://127.0.0.1:{system}/metrics").text, "dynamo_component_registry_up") == 0
     mesh.load.go_on(10)
     mesh.etcd.cont()
     mesh.until_right()
-    mesh.until(lambda: "dynamo_component_registry_up 1" in httpx.get(f"http://127.0.0.1:{system}/metrics").text)
+    page = f"http://127.0.0.1:{system}/metrics"
+    mesh.until(lambda: metric(httpx.get(page).text, "dynamo_component_registry_up") == 1)
     mesh.check()
 
 

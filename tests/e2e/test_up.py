@@ -350,10 +350,15 @@ def test_traces_go_from_http_into_the_worker(cli: Start) -> None:
         urllib.request.Request(f"http://127.0.0.1:{http}/v1/chat/completions", body, headers), timeout=20
     )
     worker.wait_for(rf'(?s)"name": "dynamo_grpc.v1.Inference/Generate".*"trace_id": "0x{trace_id}"')
-    span = frontend.wait_for(
-        rf'(?s)"name": "POST /v1/chat/completions".*?"trace_id": "0x{trace_id}".*?"span_id": "(0x\w+)"'
-    )
-    worker.wait_for(f'"parent_id": "{span[1]}"')
+    spans = {}
+    for name in ("POST /v1/chat/completions", "dynamo_grpc.v1.Inference/Generate"):  # the request, and its attempt
+        found = frontend.wait_for(
+            rf'(?s)"name": "{name}".*?"trace_id": "0x{trace_id}".*?"span_id": "(0x\w+)".*?"parent_id": "(0x\w+)"'
+        )
+        spans[found[1]] = found[2]
+    request, attempt = spans
+    assert spans == {request: "0xb7ad6b7169203331", attempt: request}
+    worker.wait_for(f'"parent_id": "{attempt}"')
 
 
 def test_the_hello_world_worker(cli: Start) -> None:

@@ -63,7 +63,10 @@ async def test_running_requests_and_the_last_that_failed(mesh: Mesh) -> None:
         assert (row["id"], row["model"], row["tokens"], row["instance"]) == ("r1", "paced", 0, None)
         assert row["prompt_tokens"] > 5
         worker.begin.set()
-        row = await phase("streaming")
+        await phase("streaming")
+        async with asyncio.timeout(10):
+            while (row := (await told(front))["requests"][0])["tokens"] < 3:
+                await asyncio.sleep(0.01)
         assert row["tokens"] == 3
         live = front.frontend.catalog.ready()[0].instances.all()[0]
         assert row["instance"] == f"{live.instance_id:016x}"
