@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.connections import Connection, Connections
 from dynamo_grpc.context import Context
 from dynamo_grpc.errors import (
@@ -238,8 +239,7 @@ async def _read_call(call: Any, inbox: Inbox, request_id: str, address: str) -> 
         inbox.end_of_call(_num_by_lane(error.trailing_metadata()), told)
     except asyncio.CancelledError:
         inbox.end(RequestCancelledError(f"request {request_id} was killed"))
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_being_cancelled():
             raise
 
 

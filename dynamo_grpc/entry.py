@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from dynamo_grpc import dump
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.system import open_system_server
@@ -89,7 +90,7 @@ def dynamo_worker(
                     with stop_signals(runtime, task):
                         return await task
                 except asyncio.CancelledError:
-                    if runtime.is_shutting_down and not _is_being_cancelled():
+                    if runtime.is_shutting_down and not is_being_cancelled():
                         return None
                     raise
                 finally:
@@ -103,11 +104,6 @@ def dynamo_worker(
 
 #: A supervisor may pass a signal on that its whole group got: one that comes so soon is the same.
 SAME_SIGNAL_S = 1.0
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return bool(task is not None and task.cancelling())
 
 
 @contextlib.contextmanager

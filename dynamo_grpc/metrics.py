@@ -187,8 +187,7 @@ class ServerMetrics(Collector):
     ) -> None:
         """Add families with the endpoint's labels to those of others."""
         for family in found:
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            target = families.get(name) or _family(families, family.name, family.documentation, family.type)
+            target = _family(families, family.name, family.documentation, family.type)
             if target.type != family.type:
                 self._tell(f"metric {family.name} is a {target.type} at one endpoint and a {family.type} at another")
                 continue
@@ -207,7 +206,7 @@ class ServerMetrics(Collector):
 
     def text(self) -> bytes:
         """All of them in Prometheus' format."""
-        return generate_latest(_Only(self))
+        return generate_latest(self)
 
 
 def _asked(load: Callable[[], Mapping[str, int]]) -> Mapping[str, float]:
@@ -217,14 +216,6 @@ def _asked(load: Callable[[], Mapping[str, int]]) -> Mapping[str, float]:
     except Exception:
         logger.debug("the load could not be read", exc_info=True)
         return {}
-
-
-class _Only(CollectorRegistry):
-    """A registry of one collector, without asking it for its names first."""
-
-    def __init__(self, collector: Collector) -> None:
-        super().__init__(auto_describe=False)
-        self.register(collector)
 
 
 def _family(families: dict[str, Metric], name: str, text: str, kind: str) -> Metric:

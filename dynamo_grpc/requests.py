@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 
 from dynamo_grpc import semconv
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.context import Context, enter_context, leave_context
 from dynamo_grpc.errors import EngineShutdown, HandlerOutputError, MeshError, RequestCancelledError
 from dynamo_grpc.lane import Lane, Sender
@@ -128,10 +129,9 @@ class Requests:
                 await self._run(running, work)
                 call.set_trailing_metadata(trailers(context, sender.num_by_lane))
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             context.kill()
             failed = RequestCancelledError.reason
-            if task is not None and task.cancelling():
+            if is_being_cancelled():
                 raise  # the call was cancelled, or its time is over
             await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:

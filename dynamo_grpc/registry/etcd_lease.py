@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.errors import RegistryError
 from dynamo_grpc.registry import etcd_pb2 as pb
 from dynamo_grpc.registry import wire
@@ -84,7 +85,7 @@ class LeaseKeeper:
                 self._activity.failed(error)
                 await asyncio.sleep(backoff.next_s())
             except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is None or task.cancelling():
+                if is_being_cancelled():
                     raise
                 self._activity.broke(RegistryError("the keep-alive was cancelled"))  # by something below, not by us
                 await asyncio.sleep(1.0)

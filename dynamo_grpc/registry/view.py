@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Set
 from typing import Any, Generic, TypeVar, overload
 
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.errors import RegistryError
 from dynamo_grpc.registry.base import Change, Entry, Registry
 
@@ -78,7 +79,7 @@ class View(Generic[T]):
                             self.apply(change)
                             activity.works()
                 except asyncio.CancelledError:
-                    if (task := asyncio.current_task()) is None or task.cancelling():
+                    if is_being_cancelled():
                         raise
                     activity.broke(RegistryError("its watch was cancelled"))  # by something below, not by us
                 except Exception as error:  # a view that dies unseen is a mesh that stands still

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import grpc
 from google.protobuf import duration_pb2
 
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.instances import InstanceSet, Live
 from dynamo_grpc.v1 import control_pb2
 
@@ -96,7 +97,6 @@ class BusyWatch:
     async def _watch(self, live: Live) -> None:
         interval = duration_pb2.Duration()
         interval.FromNanoseconds(int(_INTERVAL_S * 1e9))
-        task = asyncio.current_task()
         while True:
             try:
                 call = live.connection.control.WatchLoad(
@@ -110,7 +110,7 @@ class BusyWatch:
                     logger.warning("worker %s doesn't tell its load: no threshold holds there", live.instance.address)
                     return
             except asyncio.CancelledError:  # also raised when the connection was closed
-                if task is None or task.cancelling():
+                if is_being_cancelled():
                     raise
             self._loads.pop(live.key, None)
             self._judge(live)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from prometheus_client.core import Metric
 
@@ -179,14 +179,12 @@ class Catalog:
         gone = [((g.namespace, n), 0.0) for n, g in self._gone.items() if self._metrics.label(n) == n]
         labels = ("dynamo_namespace", "model")
 
-        def of(name: str, text: str, value: Callable[[Model], float]) -> Metric:
-            return gauges(name, text, labels, [((m.namespace, m.card.name), value(m)) for m in models])
+        def of(name: str, text: str, value: Callable[[Model], float], more: Sequence[Any] = ()) -> Metric:
+            return gauges(name, text, labels, [*(((m.namespace, m.card.name), value(m)) for m in models), *more])
 
-        ready = [((m.namespace, m.card.name), float(m.is_ready)) for m in models]
-        yield gauges("model_ready", "1 if the model can be asked now, else 0.", labels, [*ready, *gone])
-        num = [((m.namespace, m.card.name), float(len(m.instances.routable()))) for m in models]
+        yield of("model_ready", "1 if the model can be asked now, else 0.", lambda m: float(m.is_ready), gone)
         text = "Workers of the model that answer now; 0 also when the registry lists none any more."
-        yield gauges("model_workers", text, labels, [*num, *gone])
+        yield of("model_workers", text, lambda m: len(m.instances.routable()), gone)
         yield of("model_context_length", "Tokens that prompt and answer may have together; 0 is not known.",
                  lambda m: m.card.context_length)  # fmt: skip
         yield of("model_kv_cache_block_size", "Tokens in a block of the KV cache; 0 is not known.",

@@ -116,7 +116,7 @@ class Generating(Kind[R]):
         shape = self.shape(exchange.request_id, body, tokenizer and tokenizer.spelling)
         try:
             if body.stream:
-                begin = shape.begin(sum(part.num_choices for part in parts), make_relays().usage)
+                begin = shape.begin(record.num_choices, make_relays().usage)
                 begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
                 await stream(writer, relays, shape, begin, options)
             else:

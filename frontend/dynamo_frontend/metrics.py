@@ -245,9 +245,7 @@ class Metrics:
         if METRICS_DIR in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
-        parts = CollectorRegistry()
-        parts.register(_Given(more))
-        return generate_latest(registry) + generate_latest(parts)
+        return generate_latest(registry) + generate_latest(_Given(more))
 
     async def watch_loop(self) -> None:
         """Ask again and again how late the event loop is, until cancelled."""

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from dynamo_frontend.templates import ChatTemplate
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ConfigurationError, InstanceLostError
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.connections import Connection
 from dynamo_grpc.v1 import control_pb2, model_card_pb2
 
@@ -37,8 +38,7 @@ async def fetch_file(connection: Connection, file: model_card_pb2.ModelFile) -> 
     try:
         data = b"".join([piece.data async for piece in connection.control.GetFile(request, timeout=60.0)])
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_being_cancelled():
             raise
         raise InstanceLostError(f"{connection.address} went away") from None  # the call was cancelled, not we
     if hashlib.sha256(data).hexdigest() != file.sha256:
