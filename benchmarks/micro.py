@@ -15,7 +15,7 @@ from dynamo_frontend.answer import Writer
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.postprocess import Detokenizer, StopMatcher
 from dynamo_frontend.preparation import prepare
-from dynamo_frontend.preprocess import Part, prepare_chat
+from dynamo_frontend.preprocess import Part, prepare_chat, shown_of
 from dynamo_frontend.record import Metrics, Record
 from dynamo_frontend.relay import Relay
 from dynamo_frontend.schemas import ChatRequest
@@ -66,8 +66,8 @@ def relay() -> Relay:
     record = Record(Metrics(), "id", "chat")
     part = Part(inference_pb2.PreprocessedRequest(token_ids=[1, 2, 3]))
     context: Any = None
-    made = Relay(MODEL, ASKED, part, context, record, RouterMode.RoundRobin, None)
-    record.first_output(1)
+    made = Relay(MODEL, part, shown_of(ASKED), context, record, RouterMode.RoundRobin, None)
+    record.output(1, 1)
     return made
 
 

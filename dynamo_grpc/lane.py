@@ -154,6 +154,11 @@ class Sender:
         self._since = 0.0
         self._unsent: Message | None = None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether an output waits for the client to take it."""
+        return self._is_writing
+
     async def send(self, message: Message) -> None:
         """Send the next output. The loop gets a turn now and then, also if the handler never awaits.
 

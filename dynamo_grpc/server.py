@@ -177,13 +177,7 @@ class Server:
             add(server)
         own = [name for _, services in self._extra for name in services]
         health.add_reflection(server, [INFERENCE, ENDPOINT, CONTROL, *own])
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        try:
-            self.port = server.add_insecure_port(f"{host}:{self.port}")
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"can't listen on {host}:{self.port}: the port is taken, or the host is not ours"
-            ) from error
+        self.port = bind(server, self.host, self.port)
         await self.update_health()
         await server.start()
         self._server = server
@@ -291,6 +285,20 @@ class Server:
         if wanted_instance and wanted_instance not in ours:
             return WrongInstanceError(f"instance {wanted_instance} is gone, another process has its address")
         return None
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Listen; gives the port.
+
+    Raises:
+        ConfigurationError: it is taken.
+    """
+    host = f"[{host}]" if ":" in host else host
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        text = f"can't listen on {host}:{port}: the port is taken, or the host is not ours"
+        raise ConfigurationError(text) from error
 
 
 def _draining() -> DrainingError:

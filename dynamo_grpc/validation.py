@@ -21,6 +21,11 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "frequency_penalty": (-2, 2, False),
 }
 _MAX_LOGPROBS = 20
+#: What a worker that takes token ids can't do.
+_DETOKENIZING = {
+    "stop": "stop strings are for whoever detokenizes, ask the frontend",
+    "text": "text is for whoever detokenizes, ask the frontend",
+}
 #: Of one request for vectors, as OpenAI has it.
 MAX_INPUTS = 2048
 
@@ -176,6 +181,7 @@ def _check_capabilities(request: inference_pb2.PreprocessedRequest, card: model_
         ("lora", "lora_name", bool(request.lora_name)),
         ("media", "media", bool(request.media)),
         ("stop", "stop_conditions.stop", bool(request.stop_conditions.stop)),
+        ("text", "output_options.text", output.text and card.model_input != model_card_pb2.MODEL_INPUT_TEXT),
     )
     for capability, field, is_needed in needed:
         if is_needed:
@@ -184,11 +190,7 @@ def _check_capabilities(request: inference_pb2.PreprocessedRequest, card: model_
 
 def _check_capability(capability: str, field: str, card: model_card_pb2.ModelCard) -> None:
     if capability not in card.capabilities:
-        advice = (
-            "stop strings are for whoever detokenizes, ask the frontend"
-            if capability == "stop"
-            else f"its worker does not declare the capability {capability!r}"
-        )
+        advice = _DETOKENIZING.get(capability, f"its worker does not declare the capability {capability!r}")
         raise UnsupportedError(f"model {card.name!r} does not support {field}: {advice}", param=field)
 
 

@@ -26,10 +26,8 @@ def option(flag: str, text: str, *names: str, envvar: str | Sequence[str] = "", 
         envvar: of several, the first one that is set holds.
     """
     variable = envvar or "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
-    shows_default = kwargs.get("default") not in (None, "")
-    return click.option(
-        flag, *names, envvar=variable, show_envvar=True, show_default=shows_default, help=text, **kwargs
-    )
+    kwargs.setdefault("show_default", kwargs.get("default") not in (None, ""))
+    return click.option(flag, *names, envvar=variable, show_envvar=True, help=text, **kwargs)
 
 
 router_mode_option = option(

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ynamo_grpc/v1/endpoint.proto\x12\x0e\x64ynamo_grpc.v1\x1a\x1cgoogle/protobuf/struct.proto\"v\n\x0b\x43\x61llRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12&\n\x04json\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\t\n\x07payload\"c\n\x0c\x43\x61llResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x04json\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload2O\n\x08\x45ndpoint\x12\x43\n\x04\x43\x61ll\x12\x1b.dynamo_grpc.v1.CallRequest\x1a\x1c.dynamo_grpc.v1.CallResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ynamo_grpc/v1/endpoint.proto\x12\x0e\x64ynamo_grpc.v1\x1a\x1cgoogle/protobuf/struct.proto\"v\n\x0b\x43\x61llRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12&\n\x04json\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\t\n\x07payload\"c\n\x0c\x43\x61llResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x04json\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payload2O\n\x08\x45ndpoint\x12\x43\n\x04\x43\x61ll\x12\x1b.dynamo_grpc.v1.CallRequest\x1a\x1c.dynamo_grpc.v1.CallResponse0\x01\x42=\n\rdynamogrpc.v1B\rEndpointProtoP\x01Z\x1b\x64ynamo_grpc/v1;dynamogrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dynamo_grpc.v1.endpoint_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rdynamogrpc.v1B\rEndpointProtoP\001Z\033dynamo_grpc/v1;dynamogrpcv1'
   _globals['_CALLREQUEST']._serialized_start=79
   _globals['_CALLREQUEST']._serialized_end=197
   _globals['_CALLRESPONSE']._serialized_start=199

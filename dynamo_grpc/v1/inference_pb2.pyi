@@ -417,6 +417,7 @@ class OutputOptions(google.protobuf.message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
     FORMATTED_PROMPT_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
     logprobs: builtins.int
     """Log probability of each token, and of this many alternatives (0: the token's own alone)."""
     prompt_logprobs: builtins.int
@@ -425,6 +426,10 @@ class OutputOptions(google.protobuf.message.Message):
     """Leave special tokens out of text."""
     formatted_prompt: builtins.bool
     """Return the prompt as the template rendered it, as an annotation."""
+    text: builtins.bool
+    """The text of the tokens, beside them. For whoever detokenizes: a worker that takes token ids answers UNIMPLEMENTED.
+    A frontend gives it unless told otherwise where the prompt is text or messages, or stop strings are given.
+    """
     def __init__(
         self,
         *,
@@ -432,9 +437,10 @@ class OutputOptions(google.protobuf.message.Message):
         prompt_logprobs: builtins.int | None = ...,
         skip_special_tokens: builtins.bool | None = ...,
         formatted_prompt: builtins.bool | None = ...,
+        text: builtins.bool | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_formatted_prompt", b"_formatted_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "formatted_prompt", b"formatted_prompt", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_formatted_prompt", b"_formatted_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "formatted_prompt", b"formatted_prompt", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_formatted_prompt", b"_formatted_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "_text", b"_text", "formatted_prompt", b"formatted_prompt", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_formatted_prompt", b"_formatted_prompt", "_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "_skip_special_tokens", b"_skip_special_tokens", "_text", b"_text", "formatted_prompt", b"formatted_prompt", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "skip_special_tokens", b"skip_special_tokens", "text", b"text"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_formatted_prompt", b"_formatted_prompt"]) -> typing.Literal["formatted_prompt"] | None: ...
     @typing.overload
@@ -443,6 +449,8 @@ class OutputOptions(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]) -> typing.Literal["prompt_logprobs"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_skip_special_tokens", b"_skip_special_tokens"]) -> typing.Literal["skip_special_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_text", b"_text"]) -> typing.Literal["text"] | None: ...
 
 Global___OutputOptions: typing_extensions.TypeAlias = OutputOptions
 

@@ -22,6 +22,7 @@ from dynamo_frontend.asked import request_id_of
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import explain
 from dynamo_frontend.federation import ask_all, merge
+from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.openapi import describe
@@ -61,6 +62,7 @@ class Frontend:
         self.is_draining = False
         self._serving = Serving(settings, self.metrics, lambda: self.catalog)
         self.catalog: Catalog
+        self.ingress = Ingress(settings, self.metrics, self._serving, lambda: self.catalog)
         self._polling: BackendPolling | None = None
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._direct = {kind.path: self._serving.handler(kind) for kind in KINDS}
@@ -87,7 +89,10 @@ class Frontend:
                 endpoint, interval_s = settings.backend_metrics_endpoint, settings.backend_metrics_interval_s
                 self._polling = BackendPolling(runtime, endpoint, interval_s, self.metrics)
                 tasks.append(asyncio.ensure_future(self._polling.run()))
+            if settings.grpc_port is not None:
+                await self.ingress.start()
             yield
+            await self.ingress.stop(0.0)
             for task in tasks:
                 task.cancel()
             await self.catalog.close()

@@ -150,6 +150,10 @@ class Catalog:
         """All models that the registry lists."""
         return list(self._models.values())
 
+    async def wait_changed(self) -> None:
+        """Return at the next change of what can be asked."""
+        await self._changes.wait()
+
     def set_thresholds(self, model: Model, thresholds: Thresholds) -> None:
         """When a worker of the model is busy, also if the model goes and comes back."""
         self._thresholds_by_name[model.card.name] = thresholds

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import os
 import socket
 import sys
@@ -38,6 +39,20 @@ from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.telemetry import configure_tracing
 
+logger = logging.getLogger(__name__)
+
+DEFAULT_GRPC_PORT = 8001
+_OFF = -1
+
+
+class _GrpcPort(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions alone
+    """A port, or off."""
+
+    name = "PORT|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return _OFF if value in ("off", _OFF) else PORT.convert(value, param, ctx)
+
 
 @click.command(
     cls=MeshCommand,
@@ -50,6 +65,20 @@ Examples:
 )
 @option("--host", "Address to listen on.", envvar="DYN_HTTP_HOST", default="127.0.0.1")
 @option("--http-port", "Port to listen on; 0 takes a free one.", default=8000, type=PORT)
+@option(
+    "--grpc-port",
+    "Port for gRPC clients (Inference, for any language), at the same address; 0 takes a free one, off serves none.",
+    default=None,
+    type=_GrpcPort(),
+    show_default="8001 if it is free",
+)
+@option(
+    "--grpc-max-connection-age-s",
+    "A gRPC connection is ended after so long, so that its client looks for other frontends; its streams go on for an "
+    "hour. 0 is never.",
+    default=300.0,
+    type=click.FloatRange(0),
+)
 @option("--namespace", "Serve only models of this namespace.", default="")
 @static_option
 @router_mode_option
@@ -159,6 +188,9 @@ def frontend(**options: Any) -> None:
     configure_logging(options["log_level"], "dynamo-grpc-frontend")
     configure_tracing("dynamo-grpc-frontend")
     registry = registry_from(options["static"])
+    if options["processes"] > 1 and options["http_fd"] is None:
+        _run_processes(options, registry.description)
+        return
     settings = FrontendSettings(
         namespace=options["namespace"],
         router_mode=RouterMode(options["router_mode"]),
@@ -172,12 +204,13 @@ def frontend(**options: Any) -> None:
         thresholds=Thresholds(**{name: options[name] for name in Thresholds.__slots__}),
         is_strict=options["strict"],
         has_admin_api=not options["disable_admin_api"],
+        grpc_host=options["host"],
+        grpc_port=_grpc_port(options),
+        shares_grpc_port=options["http_fd"] is not None,
+        grpc_max_connection_age_s=options["grpc_max_connection_age_s"],
         backend_metrics_endpoint=str(EndpointName.parse(options["custom_backend_metrics_endpoint"])),
         backend_metrics_interval_s=options["custom_backend_metrics_polling_interval"],
     )
-    if options["processes"] > 1 and options["http_fd"] is None:
-        _run_processes(options, registry.description)
-        return
     if options["http_fd"] is None:
         listener = _listen(options["host"], options["http_port"])
     else:
@@ -197,8 +230,12 @@ def frontend(**options: Any) -> None:
         http=WireProtocol,
         lifespan="on",
     )
-    said = f"frontend ready at http://{host}:{port} ({registry.description})"
-    server = _Server(config, app, options["shutdown_grace_s"], lambda: _say(said, options["ready_fd"]))
+
+    def say() -> None:
+        grpc = f"gRPC at {_authority(host, app.ingress.port)}; " if app.ingress.port else ""
+        _say(f"frontend ready at http://{host}:{port} ({grpc}{registry.description})", options["ready_fd"])
+
+    server = _Server(config, app, options["shutdown_grace_s"], say)
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
         server.run(sockets=[listener])
 
@@ -216,6 +253,8 @@ class _Server(uvicorn.Server):
         now, leave = time.monotonic(), functools.partial(super().handle_exit, sig, frame)
         if self._first_at is None:
             self._first_at, self._app.is_draining = now, True
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._app.ingress.say_draining(), self._loop)
             if self._grace_s and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop.call_later, self._grace_s, leave)
             else:
@@ -224,11 +263,41 @@ class _Server(uvicorn.Server):
             self.force_exit = True
             leave()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        limit_s = 0.0 if self.force_exit else float(self.config.timeout_graceful_shutdown or 0)
+        stopping = asyncio.ensure_future(self._app.ingress.stop(limit_s))  # beside HTTP's
+        await super().shutdown(sockets)
+        await stopping
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         if not self.should_exit:
             self._on_ready()
+
+
+def _grpc_port(options: dict[str, Any]) -> int | None:
+    """The port for gRPC; None is for none.
+
+    Raises:
+        ConfigurationError: the one that was asked for is taken.
+    """
+    asked = options["grpc_port"]
+    if asked == _OFF or (asked is not None and options["http_fd"] is not None):
+        return None if asked == _OFF else asked
+    port = DEFAULT_GRPC_PORT if asked is None else asked
+    try:
+        _listen(options["host"], port, what="gRPC").close()
+    except ConfigurationError as error:
+        if asked is not None:
+            raise
+        logger.warning("no port for gRPC clients: %s; --grpc-port chooses another one, or off", error.message)
+        return None
+    return port
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _say(ready: str, ready_fd: int | None) -> None:
@@ -240,6 +309,11 @@ def _say(ready: str, ready_fd: int | None) -> None:
 
 def _run_processes(options: dict[str, Any], registry: str) -> None:
     host, count = options["host"], options["processes"]
+    port = _grpc_port(options)
+    if port == 0:
+        with _listen(host, 0, what="gRPC") as probe:
+            port = probe.getsockname()[1]
+    options["grpc_port"] = "off" if port is None else port
     args = ["frontend"]
     for name, value in options.items():
         if name not in ("processes", "http_fd", "ready_fd", "host", "http_port") and value not in (None, ""):
@@ -250,7 +324,8 @@ def _run_processes(options: dict[str, Any], registry: str) -> None:
         return _listen(host, port or options["http_port"], shares_port=True)
 
     def ready(port: int) -> str:
-        return f"frontend ready at http://{host}:{port} ({registry}, {count} processes)"
+        grpc = "" if options["grpc_port"] == "off" else f"gRPC at {_authority(host, options['grpc_port'])}; "
+        return f"frontend ready at http://{host}:{port} ({grpc}{registry}, {count} processes)"
 
     stop_s = options["shutdown_grace_s"] + options["shutdown_timeout_s"] + 5.0
     if options["http_port"]:
@@ -262,7 +337,7 @@ def _loop() -> str:
     return "uvloop" if sys.platform != "win32" else "asyncio"
 
 
-def _listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket:
+def _listen(host: str, port: int, *, shares_port: bool = False, what: str = "HTTP") -> socket.socket:
     """A socket on the port.
 
     Raises:
@@ -276,6 +351,6 @@ def _listen(host: str, port: int, *, shares_port: bool = False) -> socket.socket
     try:
         listener.bind((host, port))
     except OSError as error:
-        raise ConfigurationError(f"can't listen on {host}:{port} for HTTP: {error.strerror}") from error
+        raise ConfigurationError(f"can't listen on {host}:{port} for {what}: {error.strerror}") from error
     listener.listen(2048)
     return listener

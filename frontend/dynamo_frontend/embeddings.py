@@ -12,8 +12,9 @@ from pydantic import Field
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.preprocess import check_can_prepare, check_token_ids, prompts_of, tokenize_all
+from dynamo_frontend.record import Record
 from dynamo_frontend.schemas import Asked, check_refused
-from dynamo_grpc import InvalidRequestError, UnsupportedError
+from dynamo_grpc import Context, HandlerEndedError, InvalidRequestError, RouterMode, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import MAX_INPUTS, check_embed
@@ -65,6 +66,49 @@ async def prepare_embeddings(request: EmbeddingsRequest, model: Model) -> pb.Emb
         else:
             message.inputs.add(token_ids=next(tokens))
     check_embed(message, card)
+    return message
+
+
+async def ask(
+    message: pb.EmbedRequest,
+    model: Model,
+    context: Context,
+    record: Record,
+    mode: RouterMode,
+    instance_id: int | None = None,
+) -> pb.EmbedResponse:
+    """Have a prepared request answered.
+
+    Raises:
+        HandlerEndedError: the worker gave fewer vectors than there are inputs, or more.
+    """
+    record.prepared()
+    async with model.router.embed(message, context, mode, instance_id) as answers:
+        record.routed()
+        try:
+            taken = await answers.take()
+        finally:
+            record.num_retries += answers.num_retries
+        record.output(answers.instance.instance_id, 0)
+    if not taken or len((answer := taken[0]).embeddings) != len(message.inputs):
+        raise HandlerEndedError(f"the worker gave no {len(message.inputs)} vectors")
+    record.prompt_tokens = answer.usage.prompt_tokens
+    return answer
+
+
+async def prepare_embed(request: pb.EmbedRequest, model: Model) -> pb.EmbedRequest:
+    """The request to send for a client's own message: texts as token ids where the model takes these; checked."""
+    message = pb.EmbedRequest()
+    message.CopyFrom(request)
+    card = model.card
+    if card.model_input != model_card_pb2.MODEL_INPUT_TEXT and (with_text := [i for i in message.inputs if i.text]):
+        check_can_prepare(model)
+        for one, token_ids in zip(with_text, await tokenize_all(model, [i.text for i in with_text]), strict=True):
+            if not one.token_ids:  # both is refused below
+                one.ClearField("text")
+                one.token_ids.extend(token_ids)
+    check_embed(message, card)
+    message.model, message.mdc_sum = card.name, card.checksum
     return message
 
 

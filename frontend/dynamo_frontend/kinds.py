@@ -12,15 +12,15 @@ from dynamo_frontend.answer import Writer
 from dynamo_frontend.anthropic import MessagesRequest, MessagesShape
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.choices import echoes, select_completion
-from dynamo_frontend.embeddings import EmbeddingsRequest, body_of, prepare_embeddings
-from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion
+from dynamo_frontend.embeddings import EmbeddingsRequest, ask, body_of, prepare_embeddings
+from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, shown_of
 from dynamo_frontend.record import Record
 from dynamo_frontend.relay import Piece, Relay, Relays
 from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
 from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling, StreamOptions
 from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
 from dynamo_frontend.writing import stream, whole
-from dynamo_grpc import Context, HandlerEndedError, RouterMode
+from dynamo_grpc import Context, RouterMode
 from dynamo_grpc.v1 import model_card_pb2
 
 R = TypeVar("R", bound=Asked)
@@ -97,6 +97,7 @@ class Generating(Kind[R]):
         sampling = self.to_sampling(body)
         with naming(self.prompt_field):
             parts = await self.prepare(sampling, model)
+            shown = shown_of(sampling)
         record.prepared()
         record.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
         record.num_choices = sum(part.num_choices for part in parts)
@@ -107,7 +108,7 @@ class Generating(Kind[R]):
         def make_relays() -> Relays:
             nonlocal relays
             mode, instance_id = exchange.mode, exchange.instance_id
-            relays = Relays([Relay(model, sampling, part, context, record, mode, instance_id) for part in parts])
+            relays = Relays([Relay(model, part, shown, context, record, mode, instance_id) for part in parts])
             return relays
 
         assert model.preparation is not None
@@ -146,18 +147,8 @@ class Embedding(Kind[EmbeddingsRequest]):
         body, record = exchange.body, exchange.record
         with naming(self.prompt_field):
             message = await prepare_embeddings(body, model)
-        record.prepared()
         message.request_id = exchange.request_id
-        async with model.router.embed(message, exchange.context, exchange.mode, exchange.instance_id) as answers:
-            record.routed()
-            try:
-                taken = await answers.take()
-            finally:
-                record.num_retries += answers.num_retries
-            record.output(answers.instance.instance_id, 0)
-        if not taken or len((answer := taken[0]).embeddings) != len(message.inputs):
-            raise HandlerEndedError(f"the worker gave no {len(message.inputs)} vectors")
-        record.prompt_tokens = answer.usage.prompt_tokens
+        answer = await ask(message, model, exchange.context, record, exchange.mode, exchange.instance_id)
         await writer.json(200, await body_of(answer, body))
 
 

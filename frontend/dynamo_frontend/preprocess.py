@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +53,14 @@ class Part:
 
     Attributes:
         index: of its first choice in the answer.
-        echo: what stands before each of its choices.
+        echo: what stands before each of its choices, if the client wants its prompt back.
         counts_prompt: whether its prompt counts in the usage: once for all choices of a prompt.
         is_silent: the client wants no answer, what its prompt is like alone: nothing that is generated is shown.
     """
 
     message: inference_pb2.PreprocessedRequest
     index: int = 0
-    echo: str = ""
+    echo: str | None = None
     counts_prompt: bool = True
     is_silent: bool = False
 
@@ -74,6 +75,29 @@ class Part:
         return max(1, self.message.sampling_options.n)
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a client wants to see of an answer.
+
+    Attributes:
+        stops: strings that end it.
+        keeps_stop: also the one that ended it.
+        has_text: text, not token ids alone.
+    """
+
+    stops: Sequence[str] = ()
+    keeps_stop: bool = False
+    skip_special_tokens: bool = True
+    has_text: bool = True
+
+
+def shown_of(request: Sampling) -> Shown:
+    """What an OpenAI request wants to see."""
+    stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
+    check_stops(stops)
+    return Shown(stops, bool(request.include_stop_str_in_output), request.skip_special_tokens)
+
+
 async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     """The requests to send for a chat; checked."""
     assert model.preparation is not None
@@ -82,13 +106,13 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
         message.messages.extend(_to_message(turn) for turn in _checked(request.messages))
     else:
-        message.token_ids.extend(await _chat_tokens(model, request.messages))
+        message.token_ids.extend(await chat_tokens(model, _checked(request.messages)))
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
     if request.metadata:
         message.extensions["metadata"] = request.metadata
     _guide(message, request.response_format)
-    return _parts(message, model, limit, None, request)
+    return split(message, model, functools.partial(_finish, model=model, limit=limit, default_limit=None))
 
 
 async def prepare_completion(request: CompletionRequest, model: Model) -> list[Part]:
@@ -130,39 +154,42 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
         message.output_options.logprobs = request.logprobs
         if request.echo:
             message.output_options.prompt_logprobs = request.logprobs
-    echo = ""
+    echo = None
     if request.echo:
-        if isinstance(prompt, str):
-            echo = prompt
-        elif (tokenizer := model.preparation.tokenizer) is not None:
+        echo = prompt if isinstance(prompt, str) else ""
+        if not echo and (tokenizer := model.preparation.tokenizer) is not None:
             echo = tokenizer.base.decode(prompt, skip_special_tokens=request.skip_special_tokens)
         if request.max_tokens in (0, 1) and request.logprobs is not None:
             message.stop_conditions.ignore_eos = True  # whoever scores a prompt counts on one token behind it
-    parts = _parts(message, model, request.max_tokens or None, _COMPLETION_TOKENS, request, echo)
+    finish = functools.partial(_finish, model=model, limit=request.max_tokens or None, default_limit=_COMPLETION_TOKENS)
+    parts = split(message, model, finish, echo)
     if request.max_tokens == 0:
         for part in parts:
             part.is_silent, part.message.stop_conditions.max_tokens = True, 1
     return parts
 
 
-def _parts(
+def split(
     message: inference_pb2.PreprocessedRequest,
     model: Model,
-    limit: int | None,
-    default_limit: int | None,
-    request: Sampling,
-    echo: str = "",
+    finish: Callable[[inference_pb2.PreprocessedRequest], None],
+    echo: str | None = None,
 ) -> list[Part]:
-    """The requests for a prompt's choices: one, where the worker makes several from one prefill; else one for each."""
+    """The requests for a prompt's choices: one, where the worker makes several from one prefill; else one for each.
+
+    Args:
+        finish: completes the request, and checks it.
+    """
     num = max(1, message.sampling_options.n)
     if num == 1 or "n" in model.card.capabilities:
-        return [Part(_finish(message, model, limit, default_limit), echo=echo)]
+        finish(message)
+        return [Part(message, echo=echo)]
     message.sampling_options.ClearField("n")
-    finished = _finish(message, model, limit, default_limit)
+    finish(message)
     parts = []
     for index in range(num):
         one = inference_pb2.PreprocessedRequest()
-        one.CopyFrom(finished)
+        one.CopyFrom(message)
         if one.sampling_options.HasField("seed"):  # equal seeds would give equal choices
             one.sampling_options.seed = (one.sampling_options.seed + index + 2**63) % 2**64 - 2**63
         parts.append(Part(one, index, echo, counts_prompt=index == 0))
@@ -206,7 +233,7 @@ async def token_ids_of(request: TokenizeRequest, model: Model) -> list[int]:
     _check_tokenizer(model)
     if request.prompt is not None:
         return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
-    return await _chat_tokens(model, request.messages or ())
+    return await chat_tokens(model, _checked(request.messages or ()))
 
 
 def text_of(token_ids: list[int], model: Model) -> str:
@@ -220,15 +247,21 @@ def text_of(token_ids: list[int], model: Model) -> str:
     return str(model.preparation.tokenizer.base.decode(token_ids, skip_special_tokens=False))
 
 
-async def _chat_tokens(model: Model, turns: Sequence[Message]) -> list[int]:
+async def chat_tokens(model: Model, turns: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The token ids of a chat."""
+    return await tokenize(model, render(model, turns), add_special_tokens=False)
+
+
+def render(model: Model, turns: Sequence[Mapping[str, Any]]) -> str:
+    """A chat as the model's template writes it."""
     assert model.preparation is not None
     if model.preparation.template is None:
         raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
     started = time.perf_counter()
-    text = model.preparation.template.render(_checked(turns))
+    text = model.preparation.template.render(turns)
     if model.series is not None:
         model.series.template.observe(time.perf_counter() - started)
-    return await tokenize(model, text, add_special_tokens=False)
+    return text
 
 
 def _checked(turns: Sequence[Message]) -> list[dict[str, Any]]:
@@ -347,19 +380,17 @@ def check_can_prepare(model: Model) -> None:
         )
 
 
-def stop_strings(request: Sampling) -> list[str]:
-    """The request's stop strings; the frontend finds them, workers that take tokens never see them."""
-    stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or ())
+def check_stops(stops: Sequence[str]) -> None:
+    """Refuse stop strings that can't be looked for (here: workers that take tokens never see them)."""
     if any(not stop for stop in stops):
         raise InvalidRequestError("a stop string is empty", param="stop")
     if len(stops) > 16:
         raise InvalidRequestError(f"{len(stops)} stop strings are given: at most 16", param="stop")
-    return stops
 
 
 def _finish(
     message: inference_pb2.PreprocessedRequest, model: Model, limit: int | None, default_limit: int | None
-) -> inference_pb2.PreprocessedRequest:
+) -> None:
     card = model.card
     check_length(len(message.token_ids), card)
     room = card.context_length - len(message.token_ids) if card.context_length else None
@@ -370,7 +401,6 @@ def _finish(
     message.mdc_sum = card.checksum
     message.eos_token_ids.extend(card.eos_token_ids)
     check_request(message, card)
-    return message
 
 
 def _check_content(turn: dict[str, Any], where: str) -> None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.postprocess import ChoiceText, Detokenizer
-from dynamo_frontend.preprocess import Part, stop_strings
+from dynamo_frontend.preprocess import Part, Shown
 from dynamo_frontend.record import Record
-from dynamo_frontend.schemas import Sampling
 from dynamo_grpc import Context, HandlerEndedError, RouterMode
 from dynamo_grpc.errors import HandlerOutputError
 from dynamo_grpc.v1 import inference_pb2 as pb
@@ -32,6 +31,7 @@ class Piece:
         finish: OpenAI's finish reason, in a choice's last piece.
         stop: the stop string that ended the choice, if one did.
         num_prompt: so many of the tokens are the prompt's, echoed.
+        info: what the worker said of the choice's end, if it was the one to end it.
     """
 
     index: int
@@ -41,27 +41,29 @@ class Piece:
     finish: str | None
     stop: str | None = None
     num_prompt: int = 0
+    info: pb.FinishInfo | None = None
 
 
 class Relay:
     """Sends a prepared request and turns its outputs into pieces.
 
     Args:
-        request: what the client asked for.
-        part: of it, that is sent.
+        part: of the client's request, that is sent.
+        shown: what the client wants to see of the answer.
 
     Attributes:
         counts_prompt: whether its prompt counts in the usage of the whole.
         usage: prompt and completion tokens; final when `run` has ended.
         has_output: whether its worker gave anything.
+        on_more: told of each output that is more than a token.
         num_migrations: how often it went on at another worker.
     """
 
     def __init__(
         self,
         model: Model,
-        request: Sampling,
         part: Part,
+        shown: Shown,
         context: Context,
         record: Record,
         mode: RouterMode,
@@ -74,8 +76,8 @@ class Relay:
         self._is_silent = part.is_silent
         self.has_output = False
         self._mode, self._instance_id = mode, instance_id
-        self._options = request
-        self._stops = stop_strings(request)
+        self._shown, self._stops = shown, shown.stops
+        self.on_more: Callable[[pb.GenerateResponse], None] | None = None
         self._num_choices = max(1, message.sampling_options.n)
         self._choices: dict[int, ChoiceText] = {}
         self._finished: set[int] = set()
@@ -139,6 +141,8 @@ class Relay:
             pieces += [piece for delta in output.choices if (piece := self._piece(delta))]
             if output.HasField("usage"):
                 self._count(output.usage)
+            if self.on_more is not None:
+                self.on_more(output)
         return pieces
 
     def _echoes(self, echo: str, info: pb.PromptInfo) -> list[Piece]:
@@ -172,8 +176,8 @@ class Relay:
             assert self._model.preparation is not None
             tokenizer = self._model.preparation.tokenizer
             detokenizer = None
-            if tokenizer is not None:
-                skips = self._options.skip_special_tokens
+            if tokenizer is not None and self._shown.has_text:
+                skips = self._shown.skip_special_tokens
                 seed = tokenizer.seed(self._message.token_ids, skip_special_tokens=skips)
                 detokenizer = Detokenizer(
                     tokenizer.base, seed, skip_special_tokens=skips, plain_seed=tokenizer.plain_seed
@@ -181,8 +185,8 @@ class Relay:
             self._choices[index] = ChoiceText(
                 detokenizer,
                 self._stops,
-                keep_stop=bool(self._options.include_stop_str_in_output),
-                min_tokens=self._options.min_tokens or 0,
+                keep_stop=self._shown.keeps_stop,
+                min_tokens=self._message.stop_conditions.min_tokens,
             )
         return self._choices[index]
 
@@ -204,14 +208,14 @@ class Relay:
                     del logprobs.token_logprobs[count:]
                     del logprobs.top[count:]
         self._num_counted += len(token_ids)
-        finish = None
+        finish = info = None
         if choice.stop is not None:
             finish = self._finish(delta.index, "stop")
         elif delta.HasField("finish"):
             text += choice.end()
             reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
-            finish = self._finish(delta.index, reason)
-        return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop)
+            finish, info = self._finish(delta.index, reason), delta.finish
+        return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop, 0, info)
 
     def _count(self, usage: pb.Usage) -> None:
         """Take the worker's counts."""
@@ -315,4 +319,4 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
     last = pieces[-1]
     text = "".join(piece.text for piece in pieces)
-    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt)
+    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt, last.info)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from fastapi import Request, Response
 from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
-from dynamo_frontend.catalog import Catalog
+from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import Book, explain
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
@@ -83,12 +84,7 @@ class Serving:
             headers.append((b"x-warning", f"unknown fields are ignored: {listed}".encode()))
 
         async def work(writer: Writer) -> None:
-            catalog = self._catalog()
-            if known := catalog.known(body.model):  # its name is counted also when nobody serves it now
-                record.begin(*known)
-            model = await catalog.find(body.model)
-            if not known:
-                record.begin(model.namespace, model.card.name)
+            model = await self.find(record, body.model)
             model.check_type(kind.model_type, kind.what)
             if instance_id is None:
                 model.router.check_room()  # before it costs anything
@@ -100,8 +96,13 @@ class Serving:
         attributes = self._attributes(kind, request_id)
         attributes |= {semconv.REQUEST_MODEL: record.model, semconv.STREAM: body.stream}
         self.book.add(record)
+
+        async def admitted(writer: Writer) -> None:
+            with self.room():
+                await work(writer)
+
         return Answer(
-            lambda writer: self._admit(work, writer),
+            admitted,
             server_span(f"POST {kind.path}", headers_of(request), attributes, says_failure=False),
             context,
             record,
@@ -119,8 +120,27 @@ class Serving:
             semconv.REQUEST_ID: request_id,
         }
 
-    async def _admit(self, work: Callable[[Writer], Awaitable[None]], writer: Writer) -> None:
-        """Do a request's work if there is room for it."""
+    async def find(self, record: Record, name: str) -> Model:
+        """The model that a request names; its figures are the model's from here on.
+
+        Raises:
+            MeshError: as `Catalog.find`.
+        """
+        catalog = self._catalog()
+        if known := catalog.known(name):  # its name is counted also when nobody serves it now
+            record.begin(*known)
+        model = await catalog.find(name)
+        if not known:
+            record.begin(model.namespace, model.card.name)
+        return model
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[None]:
+        """A place for a request while it is worked on.
+
+        Raises:
+            OverloadedError: there is none, here or at the workers.
+        """
         limit = self._settings.max_requests
         try:
             if limit is not None and self._drain.num_running >= limit:
@@ -128,7 +148,7 @@ class Serving:
                 raise OverloadedError(text, retry_after_s=self._drain.retry_after_s(1, limit))
             self._drain.began()
             try:
-                await work(writer)
+                yield
             finally:
                 self._drain.ended()
         except OverloadedError as error:

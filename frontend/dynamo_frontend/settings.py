@@ -25,5 +25,9 @@ class FrontendSettings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
     is_strict: bool = False
+    grpc_host: str = "127.0.0.1"
+    grpc_port: int | None = None
+    shares_grpc_port: bool = False
+    grpc_max_connection_age_s: float = 300.0
     backend_metrics_endpoint: str = ""
     backend_metrics_interval_s: float = 0.0

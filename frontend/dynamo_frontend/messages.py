@@ -1,0 +1,193 @@
+"""From a client's PreprocessedRequest to those that workers get, and from pieces of answers to its outputs. No I/O.
+
+What a worker takes may be less than what a client gives: text and chats become token ids, stop strings stay here, and
+choices are asked for one by one where the worker makes one at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynamo_frontend.catalog import Model
+from dynamo_frontend.preprocess import (
+    Part,
+    Shown,
+    chat_tokens,
+    check_can_prepare,
+    check_stops,
+    render,
+    split,
+    tokenize,
+)
+from dynamo_frontend.relay import Piece, join
+from dynamo_grpc import InvalidRequestError, UnsupportedError
+from dynamo_grpc.v1 import inference_pb2 as pb
+from dynamo_grpc.v1 import model_card_pb2
+from dynamo_grpc.validation import check_request, makes_vectors_alone
+
+_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+
+
+async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tuple[list[Part], Shown, str]:
+    """The requests to send, what of their answers is shown, and the prompt as the template wrote it, if asked for.
+
+    Raises:
+        MeshError: the model can't be asked this.
+    """
+    card, message, formatted = model.card, pb.PreprocessedRequest(), ""
+    message.CopyFrom(request)
+    _check_types(message, model)
+    has_prompt = bool(message.token_ids) + message.HasField("text") + bool(message.messages)
+    if card.model_input != model_card_pb2.MODEL_INPUT_TEXT:
+        if has_prompt == 1 and not message.token_ids:  # else it is refused below
+            formatted = await _to_tokens(message, model)
+        shown = _shown(request)
+        if shown.has_text:
+            check_can_prepare(model)
+        message.stop_conditions.ClearField("stop")
+        message.stop_conditions.ClearField("include_stop_str_in_output")
+        message.output_options.ClearField("text")
+    else:
+        shown = _shown(request)
+        if "stop" not in card.capabilities:
+            message.stop_conditions.ClearField("stop")
+
+    def finish(one: pb.PreprocessedRequest) -> None:
+        check_request(one, card)
+        one.model, one.mdc_sum = card.name, card.checksum
+        if not one.eos_token_ids:
+            one.eos_token_ids.extend(card.eos_token_ids)
+
+    return split(message, model, finish), shown, formatted
+
+
+def _check_types(message: pb.PreprocessedRequest, model: Model) -> None:
+    if message.messages:
+        model.check_type(model_card_pb2.MODEL_TYPE_CHAT, "chats")
+    elif message.HasField("text"):
+        model.check_type(model_card_pb2.MODEL_TYPE_COMPLETIONS, "completions of a text")
+    elif makes_vectors_alone(model.card):
+        raise UnsupportedError(f"model {model.card.name!r} makes embeddings alone: call Embed", param="model")
+
+
+def _shown(request: pb.PreprocessedRequest) -> Shown:
+    stop, options = request.stop_conditions, request.output_options
+    check_stops(stop.stop)
+    has_text = bool(stop.stop or request.messages) or request.HasField("text")
+    return Shown(
+        list(stop.stop),
+        stop.include_stop_str_in_output,
+        options.skip_special_tokens if options.HasField("skip_special_tokens") else True,
+        options.text or bool(stop.stop) if options.HasField("text") else has_text,
+    )
+
+
+async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
+    """Put the prompt's token ids in place of its text or chat; gives what the template wrote, if that is asked for."""
+    check_can_prepare(model)
+    formatted = ""
+    if message.HasField("text"):
+        if not message.text:
+            raise InvalidRequestError("the prompt is empty", param="text")
+        token_ids = await tokenize(model, message.text, add_special_tokens=True)
+    else:
+        if message.HasField("tools"):
+            raise UnsupportedError("tools are not supported here", param="tools")
+        turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
+        if message.output_options.formatted_prompt:
+            formatted = render(model, turns)
+        token_ids = await chat_tokens(model, turns)
+    message.ClearField("text")
+    message.ClearField("messages")
+    message.token_ids.extend(token_ids)
+    return formatted
+
+
+def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
+    """One turn as chat templates know it."""
+    turn: dict[str, Any] = {"role": message.role}
+    for number, part in enumerate(message.content):
+        if part.WhichOneof("part") != "text":
+            kind = part.WhichOneof("part") or "no kind"
+            raise UnsupportedError(f"content of {kind} is not supported here", param=f"{where}.content.{number}")
+    texts = [part.text.text for part in message.content]
+    if len(texts) == 1:
+        turn["content"] = texts[0]
+    elif texts:
+        turn["content"] = [{"type": "text", "text": text} for text in texts]
+    elif not message.tool_calls:
+        raise InvalidRequestError("the message has no content", param=f"{where}.content")
+    if message.name:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+class Outputs:
+    """The outputs of one answer, made from its pieces: what waits while one is written goes with the next.
+
+    Args:
+        num_choices: that the answer has.
+        has_text: the client sees text beside the token ids.
+
+    Attributes:
+        sequence: of the next one.
+    """
+
+    def __init__(self, num_choices: int, *, has_text: bool, formatted: str = "") -> None:
+        self._num_left, self._has_text = num_choices, has_text
+        self._waiting: list[Piece] = []
+        self._more = pb.GenerateResponse()
+        if formatted:
+            self._more.annotations["formatted_prompt"] = formatted
+        self.sequence = 0
+
+    def add(self, pieces: list[Piece]) -> bool:
+        """Keep pieces; False asks for a rest, in which they are written. The last ones wait for the usage."""
+        self._waiting += pieces
+        self._num_left -= sum(piece.finish is not None for piece in pieces)
+        return self._num_left <= 0
+
+    def add_more(self, output: pb.GenerateResponse) -> None:
+        """Keep what an output of a worker says beside its choices: who answers, say."""
+        if output.HasField("prompt_info"):
+            self._more.prompt_info.CopyFrom(output.prompt_info)
+        if output.HasField("worker"):
+            self._more.worker.CopyFrom(output.worker)
+        if output.HasField("annotations"):
+            self._more.annotations.MergeFrom(output.annotations)
+
+    @property
+    def has_some(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._waiting)
+
+    def take(self, usage: pb.Usage | None = None) -> pb.GenerateResponse:
+        """The next one: all that waits; the last one has the usage."""
+        pieces, self._waiting = self._waiting, []
+        response, self._more = self._more, pb.GenerateResponse()
+        response.sequence = self.sequence
+        self.sequence += 1
+        if usage is not None:
+            response.usage.CopyFrom(usage)
+        for piece in pieces if len(pieces) == 1 else join(pieces):
+            delta = response.choices.add(index=piece.index, token_ids=piece.token_ids)
+            if piece.text and (self._has_text or not piece.token_ids):
+                delta.text = piece.text
+            if piece.logprobs is not None:
+                delta.logprobs.CopyFrom(piece.logprobs)
+            if piece.finish is not None:
+                delta.finish.CopyFrom(_finish_of(piece))
+        return response
+
+
+def _finish_of(piece: Piece) -> pb.FinishInfo:
+    if piece.stop is not None:
+        return pb.FinishInfo(reason=pb.FINISH_REASON_STOP, stop_string=piece.stop)
+    return piece.info or pb.FinishInfo(reason=_REASONS.get(piece.finish or "", pb.FINISH_REASON_STOP))
