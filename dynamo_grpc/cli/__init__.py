@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from dynamo_grpc.cli.call import call
+from dynamo_grpc.cli.card import card
 from dynamo_grpc.cli.chat import chat
+from dynamo_grpc.cli.conformance import conformance
 from dynamo_grpc.cli.doctor import doctor
 from dynamo_grpc.cli.drain import drain
 from dynamo_grpc.cli.options import MeshGroup
@@ -62,7 +64,8 @@ Examples:
   dynamo-grpc chat                     talk to it
   dynamo-grpc worker my_worker.py      serve your own model
   dynamo-grpc ps                       who serves what
-  dynamo-grpc doctor                   why nobody answers""",
+  dynamo-grpc doctor                   why nobody answers
+  dynamo-grpc conformance HOST:PORT    whether a worker in any language keeps the contract""",
 )
 @click.version_option(__version__, prog_name="dynamo-grpc")
 def main() -> None:
@@ -70,5 +73,5 @@ def main() -> None:
     ignore_until_installed()
 
 
-for _command in (call, chat, doctor, drain, ps, registry, up, worker):
+for _command in (call, card, chat, conformance, doctor, drain, ps, registry, up, worker):
     main.add_command(_command)

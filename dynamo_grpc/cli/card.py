@@ -1,0 +1,57 @@
+"""`dynamo-grpc card`: the model card of a folder, for workers in other languages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from google.protobuf import json_format
+
+from dynamo_grpc.cards import CAPABILITIES, ModelInput, ModelType, load_model
+from dynamo_grpc.cli.options import MeshCommand
+
+
+@click.command(
+    cls=MeshCommand,
+    epilog="""\b
+Examples:
+  dynamo-grpc card ./llama-3 --name llama-3 > card.json
+  dynamo-grpc card --name shout --input text > card.json""",
+)
+@click.argument("model_path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("--name", default="", help="Name that clients ask for; the folder's by default.")
+@click.option(
+    "--input", "takes", default="tokens", type=click.Choice(["tokens", "text"]), help="What its workers take."
+)
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    default=("chat", "completions"),
+    show_default=True,
+    type=click.Choice([kind.name.lower() for kind in ModelType if kind.name]),
+    help="What it can be asked for; may be given again.",
+)
+@click.option(
+    "--capability",
+    "capabilities",
+    multiple=True,
+    metavar="|".join(sorted(CAPABILITIES)),
+    help="Optional ability of its workers; may be given again.",
+)
+@click.option(
+    "--context-length", type=click.IntRange(1), help="Tokens of prompt and answer together; the folder's by default."
+)
+def card(model_path: str | None, name: str, takes: str, types: tuple[str, ...], **options: Any) -> None:
+    """Print the model card of a folder as JSON: what a worker in any language registers and describes itself with."""
+    kinds = ModelType(0)
+    for kind in types:
+        kinds |= ModelType[kind.title()]
+    model = load_model(
+        model_path,
+        name,
+        model_input=ModelInput.Text if takes == "text" else ModelInput.Tokens,
+        model_type=kinds,
+        **options,
+    )
+    click.echo(json_format.MessageToJson(model.card, preserving_proto_field_name=True))
