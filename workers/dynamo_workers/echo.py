@@ -15,7 +15,9 @@ class Echo(Worker):
     model_name = "echo"
 
     async def generate(self, request: inference_pb2.PreprocessedRequest, context: Context) -> AsyncIterator[int]:
-        for token_id in request.token_ids:
+        num_prompt = request.resume.num_prompt_tokens or len(request.token_ids)
+        num_given = len(request.token_ids) - num_prompt  # elsewhere, before its worker was lost
+        for token_id in request.token_ids[num_given:num_prompt]:
             if context.is_stopped():
                 return
             yield token_id

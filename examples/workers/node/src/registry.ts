@@ -1,0 +1,50 @@
+import { Etcd3, type Lease } from "etcd3";
+
+import { Instance, ModelCard } from "./gen/dynamo_grpc/v1/model_card.js";
+
+const LEASE_S = 10;
+
+/** Instance and card in etcd, under a lease; and again, in a new epoch, when the lease was lost. */
+export class Registration {
+  private readonly client = new Etcd3({ hosts: (process.env.ETCD_ENDPOINTS || "localhost:2379").split(",") });
+  private lease?: Lease;
+  private isEnding = false;
+
+  constructor(
+    private readonly instance: Instance,
+    private readonly card: ModelCard,
+  ) {}
+
+  async start(): Promise<void> {
+    const { namespace, component, endpoint, instanceId } = this.instance;
+    const rest = `${namespace}/${component}/${endpoint}/${instanceId.toString(16).padStart(16, "0")}`;
+    this.instance.registeredAt = new Date();
+    const lease = this.client.lease(LEASE_S);
+    await lease.put(`/dynamo_grpc/v1/models/${rest}`).value(JSON.stringify(ModelCard.toJSON(this.card)));
+    await lease.put(`/dynamo_grpc/v1/instances/${rest}`).value(JSON.stringify(Instance.toJSON(this.instance)));
+    this.lease = lease;
+    lease.once("lost", () => this.again());
+  }
+
+  private async again(): Promise<void> {
+    this.instance.epoch += 1n;
+    while (!this.isEnding) {
+      try {
+        return await this.start();
+      } catch (error) {
+        console.error("not registered:", (error as Error).message);
+        await new Promise((done) => setTimeout(done, 1000));
+      }
+    }
+  }
+
+  async end(): Promise<void> {
+    this.isEnding = true;
+    try {
+      await this.lease?.revoke(); // its keys go at once
+    } catch (error) {
+      console.error("leaving the registry:", (error as Error).message);
+    }
+    this.client.close();
+  }
+}
