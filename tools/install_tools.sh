@@ -6,6 +6,12 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 
+if ! command -v grpc_cpp_plugin >/dev/null && [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing gRPC for C++ …"  # into the system: on a machine of yours that is for you to do
+  apt-get update -qq && apt-get install -y -qq libgrpc++-dev protobuf-compiler-grpc >/dev/null \
+    || echo "gRPC for C++ could not be installed" >&2
+fi
+
 if command -v npm >/dev/null; then
   echo "installing buf and OpenAI's client …"
   npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 openai@6 \

@@ -22,6 +22,8 @@ from dynamo_grpc.status import from_status
 from dynamo_grpc.v1 import control_pb2, inference_pb2, model_card_pb2
 
 rules = Rules()
+#: What runs while it drains has so many tokens: enough to be interrupted, and soon at its end.
+_DRAIN_TOKENS = 600
 #: A deadline that an answer to a long request doesn't keep.
 _DEADLINE_S = 0.3
 #: A health stream that says nothing new for so long stays open.
@@ -281,7 +283,8 @@ async def drain(target: Target) -> None:
     """On SIGTERM or Control.Drain: NOT_SERVING, new requests UNAVAILABLE, the running one ends well."""
     watch = target.health.Watch(health_pb2.HealthCheckRequest())
     await watch.read()
-    call = target.inference.Generate(target.ask_long())
+    size = min(target.room, _DRAIN_TOKENS)
+    call = target.inference.Generate(target.ask(size, size))
     try:
         async with asyncio.timeout(CALL_S):
             await call.read()

@@ -39,7 +39,9 @@ func keepRegistered(
 			}
 			first = false
 			if isLeaving(kept, leave) {
-				_, err := client.Revoke(ctx, lease) // its keys go at once
+				limited, cancel := context.WithTimeout(ctx, 2*time.Second)
+				defer cancel()
+				_, err := client.Revoke(limited, lease) // its keys go at once
 				return err
 			}
 			log.Print("the lease was lost: registering again")

@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from "node:timers/promises";
+
 import { Etcd3, type Lease } from "etcd3";
 
 import { Instance, ModelCard } from "./gen/dynamo_grpc/v1/model_card.js";
@@ -33,7 +35,7 @@ export class Registration {
         return await this.start();
       } catch (error) {
         console.error("not registered:", (error as Error).message);
-        await new Promise((done) => setTimeout(done, 1000));
+        await sleep(1000);
       }
     }
   }
@@ -41,7 +43,7 @@ export class Registration {
   async end(): Promise<void> {
     this.isEnding = true;
     try {
-      await this.lease?.revoke(); // its keys go at once
+      await Promise.race([this.lease?.revoke(), sleep(2000)]); // its keys go at once
     } catch (error) {
       console.error("leaving the registry:", (error as Error).message);
     }
