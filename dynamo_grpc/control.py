@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from dynamo_grpc.errors import FileNotKnownError
+from dynamo_grpc.errors import FileNotKnownError, UnsupportedError
 from dynamo_grpc.lifecycle import State
-from dynamo_grpc.status import DETAILS_KEY, status_code, status_details
+from dynamo_grpc.status import abort
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc
 
 if TYPE_CHECKING:
@@ -65,9 +63,8 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         path = next((s.files[request.sha256] for s in self._server.served.values() if request.sha256 in s.files), None)
         data = await asyncio.to_thread(_read, path)
         if data is None:
-            error = FileNotKnownError(f"no file with SHA-256 {request.sha256!r} belongs to a model card of this worker")
-            await context.abort(status_code(error), error.message, ((DETAILS_KEY, status_details(error)),))
-            raise AssertionError("abort raises")
+            text = f"no file with SHA-256 {request.sha256!r} belongs to a model card of this worker"
+            await abort(context, FileNotKnownError(text))
         for start in range(0, max(1, len(data)), _PIECE_BYTES):
             await context.write(control_pb2.GetFileResponse(data=data[start : start + _PIECE_BYTES]))
 
@@ -113,21 +110,20 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         return control_pb2.StopResponse(found=bool(found))
 
     async def SubscribeKvEvents(self, request: Any, context: Any) -> None:  # type: ignore[override]
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker publishes no KV events")
+        await abort(context, UnsupportedError("this worker publishes no KV events"))
 
     async def LoadLora(self, request: Any, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
+        await abort(context, UnsupportedError(_NO_LORA))
 
     async def UnloadLora(self, request: Any, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
+        await abort(context, UnsupportedError(_NO_LORA))
 
     async def ListLoras(self, request: Any, context: Any) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, _NO_LORA)
+        await abort(context, UnsupportedError(_NO_LORA))
 
     async def Drain(self, request: control_pb2.DrainRequest, context: Any) -> control_pb2.DrainResponse:  # type: ignore[override]
         limit_s = request.limit.ToNanoseconds() / 1e9 if request.HasField("limit") else None
         if self._server.on_drain is None:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this server is not drained from outside")
-            raise AssertionError("abort raises")
+            await abort(context, UnsupportedError("this server is not drained from outside"))
         self._server.on_drain(limit_s)
         return control_pb2.DrainResponse(num_requests=len(self._server.requests))

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from dynamo_grpc import dump
+from dynamo_grpc.admin import open_admin_port
 from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.errors import ConfigurationError
 from dynamo_grpc.runtime import DistributedRuntime
@@ -49,21 +50,26 @@ def check_not_importing(name: str) -> None:
         )
 
 
-async def _open_system_port(runtime: DistributedRuntime, stack: contextlib.AsyncExitStack) -> None:
-    """/live, /health and /metrics at DYN_SYSTEM_PORT, if that is set; -1 is none.
+async def _open_ports(runtime: DistributedRuntime, stack: contextlib.AsyncExitStack) -> None:
+    """/live, /health and /metrics at DYN_SYSTEM_PORT, and channelz at DYN_GRPC_ADMIN_PORT, if these are set.
 
     Raises:
-        ConfigurationError: it is no port, or taken.
+        ConfigurationError: one is no port, or taken.
     """
-    text = os.environ.get("DYN_SYSTEM_PORT") or "-1"
-    try:
-        port = int(text)
-    except ValueError:
-        raise ConfigurationError(f"DYN_SYSTEM_PORT={text!r} should be a port, 0 for a free one, or -1") from None
-    if port >= 0:
+    if (port := _port("DYN_SYSTEM_PORT")) is not None:
         await runtime.start_server()
         opened = stack.enter_context(open_system_server(runtime.server, port))
         logger.info("system port %d: /live, /health and /metrics", opened)
+    await stack.enter_async_context(open_admin_port(_port("DYN_GRPC_ADMIN_PORT")))
+
+
+def _port(name: str) -> int | None:
+    """A port from the environment; unset and -1 are none."""
+    text = os.environ.get(name) or "-1"
+    try:
+        return port if (port := int(text)) >= 0 else None
+    except ValueError:
+        raise ConfigurationError(f"{name}={text!r} should be a port, 0 for a free one, or -1") from None
 
 
 def dynamo_worker(
@@ -84,7 +90,7 @@ def dynamo_worker(
             check_not_importing(function.__qualname__)
             configure_tracing("dynamo-grpc-worker")
             async with DistributedRuntime(**settings) as runtime, contextlib.AsyncExitStack() as stack:
-                await _open_system_port(runtime, stack)
+                await _open_ports(runtime, stack)
                 task = asyncio.ensure_future(function(runtime, *args, **kwargs))
                 try:
                     with stop_signals(runtime, task):

@@ -31,7 +31,8 @@ from dynamo_grpc.metadata import (
     printable,
     to_context,
 )
-from dynamo_grpc.status import DETAILS_KEY, from_exception, status_code, status_details, wire_text
+from dynamo_grpc.orca import LoadMeter
+from dynamo_grpc.status import abort, from_exception
 from dynamo_grpc.telemetry import headers, server_span
 
 if TYPE_CHECKING:
@@ -93,15 +94,19 @@ class Requests:
     Args:
         refuse: why no request is taken now, from the metadata of one; None if it is.
         on_empty: called when the last one has ended.
+        meter: measures the server for balancers.
 
     Attributes:
         lanes: the deliveries that are open, by name.
     """
 
     def __init__(
-        self, refuse: Callable[[Mapping[str, str]], MeshError | None], on_empty: Callable[[], Awaitable[None]]
+        self,
+        refuse: Callable[[Mapping[str, str]], MeshError | None],
+        on_empty: Callable[[], Awaitable[None]],
+        meter: LoadMeter,
     ) -> None:
-        self._refuse, self._on_empty = refuse, on_empty
+        self._refuse, self._on_empty, self._meter = refuse, on_empty, meter
         self._running: dict[str, Running] = {}
         self.lanes: dict[str, Lane] = {}
 
@@ -116,7 +121,7 @@ class Requests:
         metadata = headers(tuple(call.invocation_metadata() or ()))
         context = to_context(metadata, request_id, call.time_remaining())
         if refused := self._refuse(metadata):
-            await abort(call, refused, context)
+            await self._abort(call, refused, context)
         sender = Sender(call, *self._lane_of(metadata))
         running = Running(context, sender, first_output_s=_seconds(metadata.get(FIRST_OUTPUT_S)))
         key = context.id() if context.id() not in self._running else f"{context.id()}/{id(context)}"
@@ -127,21 +132,22 @@ class Requests:
             attributes = {semconv.RPC_SYSTEM: "grpc", semconv.RPC_METHOD: method, semconv.REQUEST_ID: context.id()}
             with server_span(method, metadata, attributes):
                 await self._run(running, work)
-                call.set_trailing_metadata(trailers(context, sender.num_by_lane))
+                call.set_trailing_metadata(self._trailers(context, sender.num_by_lane))
         except asyncio.CancelledError:
             context.kill()
             failed = RequestCancelledError.reason
             if is_being_cancelled():
                 raise  # the call was cancelled, or its time is over
-            await abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
+            await self._abort(call, RequestCancelledError("the handler cancelled the request"), context, sender)
         except (Exception, GeneratorExit) as error:
             told = _told(error, context)
             failed = told.reason
-            await abort(call, told, context, sender)
+            await self._abort(call, told, context, sender)
         finally:
             leave_context(token)
             del self._running[key]
             _count(running, time.monotonic() - started, failed)
+            self._meter.ended(failed=bool(failed))
             logger.debug(
                 "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
             )
@@ -199,6 +205,18 @@ class Requests:
             running.end(EngineShutdown(f"{why}: take the request elsewhere"))
         return len(chosen)
 
+    async def _abort(self, call: Call, error: MeshError, context: Context, sender: Sender | None = None) -> NoReturn:
+        """End a call with an error and the request id, after what was sent."""
+        if sender is not None:
+            await sender.finish()
+        # abort replaces the trailers that were set before: they are all given here
+        await abort(call, error, self._trailers(context, sender.num_by_lane if sender else 0))
+
+    def _trailers(self, context: Context, num_by_lane: int) -> tuple[tuple[str, str | bytes], ...]:
+        """What every call ends with."""
+        counted = ((NUM_BY_LANE, str(num_by_lane)),) if num_by_lane else ()
+        return ((REQUEST_ID, printable(context.id())), *counted, *self._meter.trailers())
+
     def _lane_of(self, metadata: Mapping[str, str]) -> tuple[Lane | None, int]:
         """The lane that a call names for its outputs, and its number there; none if it names none rightly."""
         number = metadata.get(DELIVERY_ID, "")
@@ -250,20 +268,3 @@ def _told(error: BaseException, context: Context) -> MeshError:
         # told to the client as its own mistake; whether it is one, only this line can show
         logger.warning("request %s was refused by its handler", context.id(), exc_info=error, extra=ids)
     return told
-
-
-async def abort(call: Call, error: MeshError, context: Context, sender: Sender | None = None) -> NoReturn:
-    """End a call with an error, its details and the request id, after what was sent."""
-    if sender is not None:
-        await sender.finish()
-    # abort replaces the trailers that were set before: they are all given here
-    metadata: tuple[tuple[str, str | bytes], ...]
-    metadata = ((DETAILS_KEY, status_details(error)), *trailers(context, sender.num_by_lane if sender else 0))
-    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=metadata)
-    raise AssertionError("abort raises")
-
-
-def trailers(context: Context, num_by_lane: int) -> tuple[tuple[str, str], ...]:
-    """What every call ends with."""
-    counted = ((NUM_BY_LANE, str(num_by_lane)),) if num_by_lane else ()
-    return ((REQUEST_ID, printable(context.id())), *counted)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import Lifecycle, State
 from dynamo_grpc.metadata import INSTANCE_ID
 from dynamo_grpc.names import nearest
+from dynamo_grpc.orca import LoadMeter, add_open_rca
 from dynamo_grpc.records import endpoint_of, to_entries
 from dynamo_grpc.registry import Registry
 from dynamo_grpc.requests import Requests
@@ -125,7 +127,8 @@ class Server:
         self.is_leaving = False
         self.lifecycle = Lifecycle()
         self.served: dict[str, Served] = {}
-        self.requests = Requests(self._refuse, self.notify)
+        self.meter = LoadMeter(self._load)
+        self.requests = Requests(self._refuse, self.notify, self.meter)
         self.changed = asyncio.Condition()
         self.metrics: ServerMetrics | None = None
         self._endpoint_metrics: dict[str, EndpointMetrics] = {}
@@ -173,6 +176,7 @@ class Server:
         endpoint_pb2_grpc.add_EndpointServicer_to_server(EndpointServicer(self), server)
         control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)  # type: ignore[abstract]
         self._health = health.add_health(server)
+        add_open_rca(server, self.meter)
         for add, _ in self._extra:
             add(server)
         own = [name for _, services in self._extra for name in services]
@@ -199,6 +203,18 @@ class Server:
         for name, serves in states.items():
             await self._health.set(name, health.SERVING if serves else health.NOT_SERVING)
         await self.notify()
+
+    def _load(self) -> tuple[dict[str, float], float | None]:
+        """What runs and waits, and how full the fullest endpoint is, if it has a limit."""
+        waiting = sum(served.admission.num_waiting for served in self.served.values())
+        counts = Counter(running.served.name for running in self.requests if running.served is not None)
+        fullness = [
+            counts[name] / served.admission.max_concurrent
+            for name, served in self.served.items()
+            if served.admission.max_concurrent
+        ]
+        named: dict[str, float] = {"num_running": max(0, len(self.requests) - waiting), "num_waiting": waiting}
+        return named, max(fullness, default=None)
 
     async def notify(self) -> None:
         """Tell those who wait for a change of load or state."""

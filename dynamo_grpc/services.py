@@ -11,13 +11,12 @@ import contextlib
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from dynamo_grpc.embedding import Vectors
 from dynamo_grpc.errors import (
     CardMismatchError,
     EndpointNotFoundError,
     HandlerOutputError,
+    InvalidRequestError,
     NotReadyError,
     RequestCancelledError,
     UnsupportedError,
@@ -26,6 +25,7 @@ from dynamo_grpc.generation import Generation
 from dynamo_grpc.lane import Lane, Sender, token_response
 from dynamo_grpc.messages import from_value, to_dict, to_value
 from dynamo_grpc.requests import Running
+from dynamo_grpc.status import abort
 from dynamo_grpc.turn import Turn
 from dynamo_grpc.v1 import endpoint_pb2, endpoint_pb2_grpc, inference_pb2, inference_pb2_grpc, model_card_pb2
 from dynamo_grpc.validation import check_embed, check_request, makes_vectors_alone, with_defaults
@@ -66,7 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):
         lane = Lane()
         lanes = self._server.requests.lanes
         if not request.delivery or request.delivery in lanes:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a delivery needs a name that no other one has")
+            await abort(context, InvalidRequestError("a delivery needs a name that no other one has", param="delivery"))
         lanes[request.delivery] = lane
         try:
             await lane.run(context)

@@ -14,6 +14,7 @@ from dynamo_grpc import health
 from dynamo_grpc.cards import load_model
 from dynamo_grpc.control import ControlServicer
 from dynamo_grpc.entry import stop_signals
+from dynamo_grpc.errors import UnsupportedError
 from dynamo_grpc.handlers import Handler
 from dynamo_grpc.lifecycle import State
 from dynamo_grpc.names import EndpointName
@@ -21,6 +22,7 @@ from dynamo_grpc.records import to_entries
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served, Server
 from dynamo_grpc.services import CONTROL, INFERENCE
+from dynamo_grpc.status import abort
 from dynamo_grpc.v1 import control_pb2_grpc
 
 
@@ -85,7 +87,7 @@ async def register_server(
 class _Control(ControlServicer):
     async def Stop(self, request: Any, context: Any) -> Any:
         # the servicer's requests are its own: who asks cancels the call instead
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this worker ends requests by cancel alone")
+        await abort(context, UnsupportedError("this worker ends requests by cancel alone"))
 
 
 async def _unused(request: Any) -> None:

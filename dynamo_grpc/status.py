@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import duration_pb2
@@ -107,6 +109,13 @@ def status_details(error: MeshError) -> bytes:
         )
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return bytes(status.SerializeToString())
+
+
+async def abort(call: Any, error: MeshError, trailers: Sequence[tuple[str, str | bytes]] = ()) -> NoReturn:
+    """End a call of grpc.aio with an error and its details."""
+    metadata = ((DETAILS_KEY, status_details(error)), *trailers)
+    await call.abort(status_code(error), wire_text(error.message), trailing_metadata=metadata)
+    raise AssertionError("abort raises")
 
 
 def from_status(code: grpc.StatusCode, message: str, details: bytes | None) -> MeshError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dynamo_grpc.admin import open_admin_port
 from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
 from dynamo_grpc.context import Context
 from dynamo_grpc.entry import check_not_importing, stop_signals
@@ -103,6 +104,7 @@ class WorkerSettings:
     model_path: str | None = None
     model_name: str | None = None
     system_port: int | None = None
+    grpc_admin_port: int | None = None
     max_concurrent: int | None = None
     max_queued: int | None = None
     inject_faults: str = ""
@@ -152,6 +154,7 @@ async def serve_worker(
         runtime.set_model(name, model)
         await runtime.start_server()  # health answers NOT_SERVING while the model loads
         port = stack.enter_context(open_system_server(runtime.server, settings.system_port))
+        await stack.enter_async_context(open_admin_port(settings.grpc_admin_port))
         if port is not None:
             logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()

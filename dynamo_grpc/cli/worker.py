@@ -44,6 +44,11 @@ _OPTIONS = (
         type=click.IntRange(-1, 65535),
     ),
     option(
+        "--grpc-admin-port",
+        "Port of channelz, on loopback; 0 takes a free one, -1 (default) is none.",
+        type=click.IntRange(-1, 65535),
+    ),
+    option(
         "--max-concurrent",
         "So many requests run at once, the others wait for their turn.",
         envvar="DYN_ENGINE_REQUEST_LIMIT",
@@ -91,8 +96,9 @@ def worker(target: str, **options: Any) -> None:
     configure_tracing("dynamo-grpc-worker")
     for flag, name in (("host", "DYN_HOST"), ("port", "DYN_PORT"), ("advertise", "DYN_ADVERTISE")):
         os.environ[name] = str(options[flag])
-    if options["system_port"] is not None:
-        os.environ["DYN_SYSTEM_PORT"] = str(options["system_port"])
+    for name in ("system_port", "grpc_admin_port"):
+        if options[name] is not None:
+            os.environ[f"DYN_{name.upper()}"] = str(options[name])
     asyncio.run(found())
 
 
@@ -112,8 +118,9 @@ def _run(cls: type[Worker], options: dict[str, Any]) -> None:
     configure_logging(options.pop("log_level"), "dynamo-grpc-worker")
     _set_backend(options.pop("discovery_backend"))
     configure_tracing("dynamo-grpc-worker")
-    system_port = options.pop("system_port")
-    settings = WorkerSettings(**options, system_port=None if system_port in (None, -1) else system_port)
+    for name in ("system_port", "grpc_admin_port"):
+        options[name] = None if options[name] == -1 else options[name]
+    settings = WorkerSettings(**options)
     _install_uvloop()
     asyncio.run(serve_worker(cls, settings, _say_ready))
 

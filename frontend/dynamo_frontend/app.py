@@ -41,6 +41,7 @@ from dynamo_grpc import (
     __version__,
     dump,
 )
+from dynamo_grpc.admin import open_admin_port
 from dynamo_grpc.records import endpoint_of
 
 #: How often the gauge of the registry is set.
@@ -91,7 +92,8 @@ class Frontend:
                 tasks.append(asyncio.ensure_future(self._polling.run()))
             if settings.grpc_port is not None:
                 await self.ingress.start()
-            yield
+            async with open_admin_port(settings.grpc_admin_port):
+                yield
             await self.ingress.stop(0.0)
             for task in tasks:
                 task.cancel()

@@ -154,6 +154,12 @@ Examples:
     default=0.0,
     type=click.FloatRange(0),
 )
+@option(
+    "--grpc-admin-port",
+    "Port of channelz, on loopback; 0 takes a free one, -1 is none. It shows one process: not with --processes.",
+    default=-1,
+    type=click.IntRange(-1, 65535),
+)
 @option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
 @option(
     "--disable-admin-api",
@@ -189,6 +195,8 @@ def frontend(**options: Any) -> None:
     configure_tracing("dynamo-grpc-frontend")
     registry = registry_from(options["static"])
     if options["processes"] > 1 and options["http_fd"] is None:
+        if options["grpc_admin_port"] >= 0:
+            raise click.UsageError("--grpc-admin-port shows one process: leave it or --processes out")
         _run_processes(options, registry.description)
         return
     settings = FrontendSettings(
@@ -207,6 +215,7 @@ def frontend(**options: Any) -> None:
         grpc_host=options["host"],
         grpc_port=_grpc_port(options),
         shares_grpc_port=options["http_fd"] is not None,
+        grpc_admin_port=options["grpc_admin_port"] if options["grpc_admin_port"] >= 0 else None,
         grpc_max_connection_age_s=options["grpc_max_connection_age_s"],
         backend_metrics_endpoint=str(EndpointName.parse(options["custom_backend_metrics_endpoint"])),
         backend_metrics_interval_s=options["custom_backend_metrics_polling_interval"],

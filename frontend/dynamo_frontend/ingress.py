@@ -31,14 +31,17 @@ from dynamo_grpc import (
     ModelNotFoundError,
     RequestCancelledError,
     SlowReaderError,
+    UnsupportedError,
     health,
 )
 from dynamo_grpc.errors import names
 from dynamo_grpc.lifecycle import State
+from dynamo_grpc.orca import LoadMeter, add_open_rca
 from dynamo_grpc.requests import Requests, Running
 from dynamo_grpc.router import EMBED, GENERATE
 from dynamo_grpc.server import SERVER_OPTIONS, bind
 from dynamo_grpc.services import CONTROL, INFERENCE
+from dynamo_grpc.status import abort
 from dynamo_grpc.v1 import (
     control_pb2,
     control_pb2_grpc,
@@ -67,7 +70,8 @@ class Ingress:
         self, settings: FrontendSettings, metrics: Metrics, serving: Serving, catalog: Callable[[], Catalog]
     ) -> None:
         self._settings, self._metrics, self._serving, self.catalog = settings, metrics, serving, catalog
-        self.requests = Requests(lambda _: self._refusal(), self._tell_empty)
+        self._meter = LoadMeter(self._load)
+        self.requests = Requests(lambda _: self._refusal(), self._tell_empty, self._meter)
         self.is_draining = False
         self.port = 0
         self._empty = asyncio.Event()
@@ -96,6 +100,7 @@ class Ingress:
         inference_pb2_grpc.add_InferenceServicer_to_server(_Inference(self), server)  # type: ignore[abstract]
         control_pb2_grpc.add_ControlServicer_to_server(_Control(self), server)  # type: ignore[abstract]
         self._health = health.add_health(server)
+        add_open_rca(server, self._meter)
         health.add_reflection(server, [INFERENCE, CONTROL])
         self.port = bind(server, settings.grpc_host, settings.grpc_port)
         await self._update_health()
@@ -145,6 +150,10 @@ class Ingress:
         for running in self.requests:
             running.end(_leaving())
         await stopping
+
+    def _load(self) -> tuple[dict[str, float], float | None]:
+        num = max(self._serving.num_running, len(self.requests))  # one whose trailer is made has left its place
+        return {"num_running": num}, num / limit if (limit := self._settings.max_requests) else None
 
     async def _tell_empty(self) -> None:
         self._empty.set()
@@ -332,6 +341,9 @@ class _Inference(inference_pb2_grpc.InferenceServicer):
         await ingress.serve(context, EMBED, "embed", request.request_id, request.model, work)
         return answers[0]
 
+    async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
+        await abort(context, UnsupportedError("a frontend has no deliveries: outputs come on each request's stream"))
+
 
 class _Control(control_pb2_grpc.ControlServicer):
     """The part of Control that is for clients: which models there are, and the gentle stop."""
@@ -355,3 +367,9 @@ class _Control(control_pb2_grpc.ControlServicer):
         for running in found:
             running.context.stop_generating()
         return control_pb2.StopResponse(found=bool(found))
+
+    async def _elsewhere(self, request: Any, context: Any) -> Any:
+        await abort(context, UnsupportedError("a frontend doesn't serve this: ask a worker"))
+
+    GetFile = WatchLoad = SubscribeKvEvents = GetMetrics = Drain = _elsewhere
+    LoadLora = UnloadLora = ListLoras = _elsewhere

@@ -45,6 +45,11 @@ class Serving:
         self._drain = Drain()
         self.book = Book()
 
+    @property
+    def num_running(self) -> int:
+        """Requests that have a place."""
+        return self._drain.num_running
+
     def handler(self, kind: Kind[Any]) -> Callable[[Request], Awaitable[Response]]:
         """What answers the requests of one kind."""
 

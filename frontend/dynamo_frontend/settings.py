@@ -28,6 +28,7 @@ class FrontendSettings:
     grpc_host: str = "127.0.0.1"
     grpc_port: int | None = None
     shares_grpc_port: bool = False
+    grpc_admin_port: int | None = None
     grpc_max_connection_age_s: float = 300.0
     backend_metrics_endpoint: str = ""
     backend_metrics_interval_s: float = 0.0

@@ -11,8 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
+
+from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc
 
 from ..conftest import ROOT, Process
 from ..etcd import free_port
@@ -114,6 +117,49 @@ class Full(Worker):
         raise OverloadedError("come later", retry_after_s=7.0)
         yield
 """
+
+
+LIMITED = f"""
+import asyncio
+from dynamo_grpc import Worker
+
+class Limited(Worker):
+    model_path = {str(MODEL)!r}
+    max_concurrent = 20
+
+    async def generate(self, request, context):
+        for _ in range(request.stop_conditions.max_tokens):
+            yield 300
+            await asyncio.sleep(0.002)
+"""
+
+
+def test_grpcs_own_balancer_follows_the_load(tool: Tool, cli: Start, tmp_path: Path) -> None:
+    """Go's weighted_round_robin reads the trailers of workers in Python."""
+    needed, _, _ = LANGUAGES["go"]
+    build(tool, CLIENTS / "go", needed, [["buf", "generate"], ["go", "build", "-o", "balanced/balanced", "./balanced"]])
+    (tmp_path / "limited.py").write_text(LIMITED)
+    env = {"DYN_DISCOVERY_BACKEND": "static"}
+    workers = [cli("worker", str(tmp_path / "limited.py"), env=env) for _ in range(2)]
+    addresses = [worker.wait_for(r"worker ready at (\S+)")[1] for worker in workers]
+
+    def spread() -> dict[str, int]:
+        code, said = say(["balanced/balanced"], CLIENTS / "go", ",".join(addresses), "300")
+        assert code == 0, said
+        return {address: int(num) for address, num in (line.split() for line in said.splitlines())}
+
+    with grpc.insecure_channel(addresses[0]) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        stop = inference_pb2.StopConditions(max_tokens=8_000, ignore_eos=True)
+        request = inference_pb2.PreprocessedRequest(token_ids=[5], stop_conditions=stop)
+        calls = [stub.Generate(request) for _ in range(14)]
+        for call in calls:
+            next(iter(call))
+        counts = spread()
+        for call in calls:
+            call.cancel()
+    assert counts[addresses[1]] > 2 * counts[addresses[0]], counts
+    assert counts[addresses[0]] > 0
 
 
 # -- workers -----------------------------------------------------------------------------------------------------------
