@@ -144,7 +144,7 @@ def test_grpcs_own_balancer_follows_the_load(tool: Tool, cli: Start, tmp_path: P
     addresses = [worker.wait_for(r"worker ready at (\S+)")[1] for worker in workers]
 
     def spread() -> dict[str, int]:
-        code, said = say(["balanced/balanced"], CLIENTS / "go", ",".join(addresses), "300")
+        code, said = say(["balanced/balanced"], CLIENTS / "go", ",".join(addresses), "2000")
         assert code == 0, said
         return {address: int(num) for address, num in (line.split() for line in said.splitlines())}
 
