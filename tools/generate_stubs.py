@@ -1,4 +1,4 @@
-"""Generate the Python stubs of protos/ into dynamo_grpc/, with type stubs.
+"""Generate the Python stubs of protos/ into the packages of the same names, with type stubs.
 
 `--check` compares what is committed with what the protos give, and writes nothing.
 The generator is the oldest grpcio-tools that we support: generated code refuses runtimes that are older than it.
@@ -18,11 +18,14 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
+#: Where each package lies.
+PACKAGES = {"dynamo_grpc": ROOT, "dynamo_frontend": ROOT / "frontend"}
 
 
 def generate(out: Path) -> None:
     """Write all stubs below `out`."""
     contract = sorted(str(p) for p in (PROTOS / "dynamo_grpc" / "v1").glob("*.proto"))
+    contract.append(str(PROTOS / "dynamo_frontend" / "oip" / "open_inference.proto"))
     etcd = [str(PROTOS / "dynamo_grpc" / "registry" / "etcd.proto")]
     include = ["", f"-I{PROTOS}", f"-I{files('grpc_tools') / '_proto'}"]
     plugin = f"--plugin=protoc-gen-mypy={Path(sys.executable).parent / 'protoc-gen-mypy'}"
@@ -35,24 +38,34 @@ def generate(out: Path) -> None:
             raise SystemExit("protoc failed")
 
 
+def place(made: Path) -> Path:
+    """Where a stub belongs."""
+    return PACKAGES[made.parts[0]] / made
+
+
+def committed() -> list[Path]:
+    """The stubs that are there."""
+    found = (path for package, root in PACKAGES.items() for path in (root / package).rglob("*_pb2*.py*"))
+    return [path for path in found if path.suffix != ".pyc"]
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         made = sorted(p.relative_to(folder) for p in Path(folder).rglob("*_pb2*"))
         if "--check" in sys.argv:
-            committed = {p.relative_to(ROOT) for p in (ROOT / "dynamo_grpc").rglob("*_pb2*.py*") if p.suffix != ".pyc"}
             stale = [
-                p for p in made if not (ROOT / p).exists() or not filecmp.cmp(Path(folder) / p, ROOT / p, shallow=False)
+                p for p in made if not place(p).exists() or not filecmp.cmp(Path(folder) / p, place(p), shallow=False)
             ]
-            stale += sorted(committed - set(made))
+            stale += sorted(set(committed()) - {place(p) for p in made})
             if stale:
                 raise SystemExit(f"stubs differ from protos/, run `make proto`: {', '.join(map(str, stale))}")
             print(f"{len(made)} stub files are what protos/ gives")
             return
-        for old in (ROOT / "dynamo_grpc").rglob("*_pb2*.py*"):
+        for old in committed():
             old.unlink()
         for path in made:
-            shutil.copyfile(Path(folder) / path, ROOT / path)
+            shutil.copyfile(Path(folder) / path, place(path))
         print(f"wrote {len(made)} stub files")
 
 

@@ -22,7 +22,7 @@ fi
 
 echo "installing clients in Python …"  # apart from .venv: they bring a hundred packages
 python3 -m venv "$dir/clients" && "$dir/clients/bin/python" -m pip install --quiet --disable-pip-version-check \
-  "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" || echo "some clients could not be installed" >&2
+  "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" "tritonclient[grpc]>=2.73,<3" || echo "some clients could not be installed" >&2
 
 if command -v go >/dev/null; then
   echo "installing grpcurl …"

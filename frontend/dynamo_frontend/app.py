@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+import grpc
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import exposition
@@ -22,6 +23,7 @@ from dynamo_frontend.asked import request_id_of
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import explain
 from dynamo_frontend.federation import ask_all, merge
+from dynamo_frontend.inference import ControlService, InferenceService
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
@@ -43,6 +45,8 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.admin import open_admin_port
 from dynamo_grpc.records import endpoint_of
+from dynamo_grpc.services import CONTROL, INFERENCE
+from dynamo_grpc.v1 import control_pb2_grpc, inference_pb2_grpc
 
 #: How often the gauge of the registry is set.
 _REGISTRY_S = 1.0
@@ -63,7 +67,7 @@ class Frontend:
         self.is_draining = False
         self._serving = Serving(settings, self.metrics, lambda: self.catalog)
         self.catalog: Catalog
-        self.ingress = Ingress(settings, self.metrics, self._serving, lambda: self.catalog)
+        self.ingress = Ingress(settings, self.metrics, self._serving, lambda: self.catalog, add_services)
         self._polling: BackendPolling | None = None
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._direct = {kind.path: self._serving.handler(kind) for kind in KINDS}
@@ -260,6 +264,17 @@ class Frontend:
     async def _on_http_error(self, request: Request, error: HTTPException) -> Response:
         text = f"{error.detail}: {request.method} {request.url.path}"
         return error_response(HttpError(error.status_code, text), request_id_of(request))
+
+
+def add_services(server: grpc.aio.Server, ingress: Ingress) -> list[str]:
+    """What the gRPC port serves."""
+    from dynamo_frontend.oip.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+    from dynamo_frontend.oip.service import SERVICE, OpenInferenceService
+
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(ingress), server)  # type: ignore[abstract]
+    control_pb2_grpc.add_ControlServicer_to_server(ControlService(ingress), server)  # type: ignore[abstract]
+    add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(ingress), server)  # type: ignore[abstract]
+    return [INFERENCE, CONTROL, SERVICE]
 
 
 def _thresholds_dict(model: Model) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class Catalog:
 
     def known(self, name: str) -> tuple[str, str] | None:
         """Namespace and name of a model that is known, whether somebody serves it now or not."""
-        if (model := self._lookup(name)) is not None:
+        if (model := self.lookup(name)) is not None:
             return model.namespace, model.card.name
         return (self._gone[name].namespace, name) if name in self._gone else None
 
@@ -211,20 +211,20 @@ class Catalog:
             NoInstancesError: it is known, and nobody serves it.
             RegistryError: the registry has not answered yet.
         """
-        if (model := self._lookup(name)) is not None and model.is_ready:
+        if (model := self.lookup(name)) is not None and model.is_ready:
             return model
         wait_s = self._instance_wait_s
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while True:
-                    model = self._lookup(name)
+                    model = self.lookup(name)
                     if model is not None and model.is_ready:
                         return model
                     gone_s = time.monotonic() - self._gone[name].at_s if name in self._gone else math.inf
                     if model is None and self.is_connected and gone_s > wait_s:
                         break  # unknown, or gone for longer than anybody would wait
                     await self._changes.wait()
-        if name in self._gone or self._lookup(name) is not None:
+        if name in self._gone or self.lookup(name) is not None:
             text = f"model {name!r} is known, but no worker serves it now: {self._why_nobody(name)}"
             raise NoInstancesError(text, retry_after_s=1.0)
         if not self.is_connected:
@@ -238,14 +238,15 @@ class Catalog:
         )
 
     def _why_nobody(self, name: str) -> str:
-        if (model := self._lookup(name)) is None:
+        if (model := self.lookup(name)) is None:
             return f"its last instance left {time.monotonic() - self._gone[name].at_s:.0f} s ago"
         listed = [live.instance.address for live in model.instances.all()]
         if model.instances.routable():
             return "its files could not be prepared yet, the frontend's log says why"
         return f"of {len(listed)} listed none answers, at {names(listed, 3)}"
 
-    def _lookup(self, name: str) -> Model | None:
+    def lookup(self, name: str) -> Model | None:
+        """The model of a name or alias, ready or not; None if the registry lists none."""
         return self._models.get(name) or next((m for m in self._models.values() if name in m.card.aliases), None)
 
     def _on_change(self, _: Set[str]) -> None:

@@ -7,59 +7,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import grpc
 from opentelemetry import trace
 
 from dynamo_frontend.answer import LOOK_S, STALL_S
 from dynamo_frontend.catalog import Catalog, Model
-from dynamo_frontend.embeddings import ask, prepare_embed
-from dynamo_frontend.messages import Outputs, prepare_message
 from dynamo_frontend.metrics import Metrics
-from dynamo_frontend.preprocess import Part
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Relay, Relays
 from dynamo_frontend.serving import Serving, told_of
 from dynamo_frontend.settings import FrontendSettings
-from dynamo_frontend.writing import whole
 from dynamo_grpc import (
+    Context,
     DeadlineError,
     DrainingError,
     MeshError,
     ModelNotFoundError,
     RequestCancelledError,
+    RouterMode,
     SlowReaderError,
-    UnsupportedError,
     health,
 )
 from dynamo_grpc.errors import names
-from dynamo_grpc.lifecycle import State
 from dynamo_grpc.orca import LoadMeter, add_open_rca
 from dynamo_grpc.requests import Requests, Running
-from dynamo_grpc.router import EMBED, GENERATE
 from dynamo_grpc.server import SERVER_OPTIONS, bind
-from dynamo_grpc.services import CONTROL, INFERENCE
-from dynamo_grpc.status import abort
-from dynamo_grpc.v1 import (
-    control_pb2,
-    control_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    model_card_pb2,
-)
+from dynamo_grpc.services import INFERENCE
 
 #: How long what was sent last may take to leave.
 _STOP_S = 1.0
 #: A connection whose time is over may finish its streams for so long.
 _AGE_GRACE_S = 3600.0
 
-Work = Callable[[Running, Record, Model], Awaitable[None]]
+Work = Callable[[Record, Model], Awaitable[None]]
 
 
 class Ingress:
     """The server.
+
+    Args:
+        add_services: adds the services to the server; gives their names.
 
     Attributes:
         port: that it listens on.
@@ -67,9 +55,15 @@ class Ingress:
     """
 
     def __init__(
-        self, settings: FrontendSettings, metrics: Metrics, serving: Serving, catalog: Callable[[], Catalog]
+        self,
+        settings: FrontendSettings,
+        metrics: Metrics,
+        serving: Serving,
+        catalog: Callable[[], Catalog],
+        add_services: Callable[[grpc.aio.Server, Ingress], Sequence[str]],
     ) -> None:
         self._settings, self._metrics, self._serving, self.catalog = settings, metrics, serving, catalog
+        self._add_services = add_services
         self._meter = LoadMeter(self._load)
         self.requests = Requests(lambda _: self._refusal(), self._tell_empty, self._meter)
         self.is_draining = False
@@ -97,11 +91,10 @@ class Ingress:
             own["grpc.max_connection_age_ms"] = int(settings.grpc_max_connection_age_s * 1000)
             own["grpc.max_connection_age_grace_ms"] = int(_AGE_GRACE_S * 1000)
         server = grpc.aio.server(options=tuple((dict(SERVER_OPTIONS) | own).items()))
-        inference_pb2_grpc.add_InferenceServicer_to_server(_Inference(self), server)  # type: ignore[abstract]
-        control_pb2_grpc.add_ControlServicer_to_server(_Control(self), server)  # type: ignore[abstract]
+        services = self._add_services(server, self)
         self._health = health.add_health(server)
         add_open_rca(server, self._meter)
-        health.add_reflection(server, [INFERENCE, CONTROL])
+        health.add_reflection(server, list(services))
         self.port = bind(server, settings.grpc_host, settings.grpc_port)
         await self._update_health()
         await server.start()
@@ -155,40 +148,71 @@ class Ingress:
         num = max(self._serving.num_running, len(self.requests))  # one whose trailer is made has left its place
         return {"num_running": num}, num / limit if (limit := self._settings.max_requests) else None
 
+    @property
+    def router_mode(self) -> RouterMode:
+        """How requests are spread."""
+        return self._settings.router_mode
+
+    @contextlib.contextmanager
+    def stall_watch(self, running: Running, num_sent: Callable[[], int]) -> Iterator[None]:
+        """End a call whose client takes nothing for STALL_S, while inside."""
+        loop = asyncio.get_running_loop()
+        seen, since = -1, loop.time()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer, seen, since
+            if not running.sender.is_writing or num_sent() != seen:
+                seen, since = num_sent(), loop.time()
+            elif loop.time() - since >= STALL_S:
+                running.end(SlowReaderError(f"the client took nothing for {STALL_S:.0f} s"))
+            timer = loop.call_later(LOOK_S, look)
+
+        timer = loop.call_later(LOOK_S, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     async def _tell_empty(self) -> None:
         self._empty.set()
 
     def _refusal(self) -> MeshError | None:
         return _leaving() if self._stopping is not None else None
 
-    async def serve(
-        self, call: Any, method: str, label: str, request_id: str, model: str, work: Work, *, is_stream: bool = False
+    async def account(
+        self,
+        running: Running,
+        label: str,
+        model: str,
+        work: Work,
+        *,
+        is_stream: bool = False,
+        context: Context | None = None,
     ) -> None:
-        """Answer one call: its model is found, there is room, and how it ended is written down."""
+        """Do one request's work: its model is found, there is room, and how it ended is written down.
 
-        async def answer(running: Running) -> None:
-            context = running.context
-            record = Record(self._metrics, context.id(), label, model[:100], is_stream=is_stream)
-            record.span = trace.get_current_span()
-            self._serving.book.add(record)
-            try:
-                with self._serving.room():
-                    await work(running, record, await self._serving.find(record, self._name(model)))
-            except asyncio.CancelledError:
-                is_late = context.remaining_s() == 0.0
-                record.fail(
-                    running.ended_by
-                    or (DeadlineError if is_late else RequestCancelledError)("the client's call has ended")
-                )
-                raise
-            except Exception as error:
-                told = told_of(error, context.id())
-                record.fail(told)
-                raise told from error
-            finally:
-                record.end()
-
-        await self.requests.serve(call, method, request_id, answer)
+        Args:
+            context: the request's, if it isn't the call's: several may come by one call.
+        """
+        context = context or running.context
+        record = Record(self._metrics, context.id(), label, model[:100], is_stream=is_stream)
+        record.span = trace.get_current_span()
+        self._serving.book.add(record)
+        try:
+            with self._serving.room():
+                await work(record, await self._serving.find(record, self._name(model)))
+        except asyncio.CancelledError:
+            is_late = context.remaining_s() == 0.0
+            ended = DeadlineError if is_late else RequestCancelledError
+            record.fail(running.ended_by or ended("the client's call has ended"))
+            raise
+        except Exception as error:
+            told = told_of(error, context.id())
+            record.fail(told)
+            raise told from error
+        finally:
+            record.end()
 
     def _name(self, name: str) -> str:
         """Of the model that is meant: the only one, if none is named."""
@@ -200,176 +224,6 @@ class Ingress:
             raise ModelNotFoundError(f"several models, none named: there is {known}", param="model")
         return ready[0].card.name
 
-    async def generate(
-        self, request: inference_pb2.PreprocessedRequest, running: Running, record: Record, model: Model
-    ) -> None:
-        """Ask a model, and send its outputs; all that comes while one is sent goes with the next."""
-        send = running.sender.send
-        async with self._asking(request, running, record, model) as (make_relays, outputs):
-
-            async def rest() -> None:
-                if outputs.has_some:
-                    await send(outputs.take())
-
-            with _stall_watch(running, outputs):
-                relays = make_relays()
-                await relays.run(outputs.add, rest)
-                await send(outputs.take(relays.usage))
-
-    async def generate_once(
-        self, request: inference_pb2.PreprocessedRequest, running: Running, record: Record, model: Model
-    ) -> inference_pb2.GenerateResponse:
-        """Ask a model for a whole answer."""
-        async with self._asking(request, running, record, model) as (make_relays, outputs):
-            outputs.add(await whole(make_relays, record.begin_again))
-            return outputs.take(make_relays.made.usage)
-
-    @contextlib.asynccontextmanager
-    async def _asking(
-        self, request: inference_pb2.PreprocessedRequest, running: Running, record: Record, model: Model
-    ) -> AsyncIterator[tuple[_Maker, Outputs]]:
-        """What asks a model, and what makes outputs of its answer; the tokens are counted at the end."""
-        instance_id = request.routing.instance_id if request.routing.HasField("instance_id") else None
-        if instance_id is None:
-            model.router.check_room()
-        parts, shown, formatted = await prepare_message(request, model)
-        record.prepared()
-        record.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
-        record.num_choices = sum(part.num_choices for part in parts)
-        for part in parts:
-            part.message.request_id = running.context.id()
-        mode, outputs = (
-            self._settings.router_mode,
-            Outputs(record.num_choices, has_text=shown.has_text, formatted=formatted),
-        )
-
-        def relay(part: Part) -> Relay:
-            made = Relay(model, part, shown, running.context, record, mode, instance_id)
-            if part.index == 0:
-                made.on_more = outputs.add_more
-            return made
-
-        make_relays = _Maker(lambda: Relays([relay(part) for part in parts]))
-        try:
-            yield make_relays, outputs
-        finally:
-            usage = make_relays.made.usage
-            record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
-            record.cached_tokens = usage.cached_tokens if usage.HasField("cached_tokens") else None
-
-    async def embed(
-        self, request: inference_pb2.EmbedRequest, running: Running, record: Record, model: Model
-    ) -> inference_pb2.EmbedResponse:
-        """Have a model make vectors."""
-        model.check_type(model_card_pb2.MODEL_TYPE_EMBEDDING, "embeddings")
-        model.router.check_room()
-        message = await prepare_embed(request, model)
-        message.request_id = running.context.id()
-        return await ask(message, model, running.context, record, self._settings.router_mode)
-
-
-class _Maker:
-    """Makes the relays of a request, again when it is begun again.
-
-    Attributes:
-        made: the last ones.
-    """
-
-    def __init__(self, make: Callable[[], Relays]) -> None:
-        self._make, self.made = make, Relays([])
-
-    def __call__(self) -> Relays:
-        self.made = self._make()
-        return self.made
-
-
-@contextlib.contextmanager
-def _stall_watch(running: Running, outputs: Outputs) -> Iterator[None]:
-    """End a request whose client takes nothing for STALL_S."""
-    loop = asyncio.get_running_loop()
-    seen, since = -1, loop.time()
-    timer: asyncio.TimerHandle
-
-    def look() -> None:
-        nonlocal timer, seen, since
-        if not running.sender.is_writing or outputs.sequence != seen:
-            seen, since = outputs.sequence, loop.time()
-        elif loop.time() - since >= STALL_S:
-            running.end(SlowReaderError(f"the client took nothing for {STALL_S:.0f} s"))
-        timer = loop.call_later(LOOK_S, look)
-
-    timer = loop.call_later(LOOK_S, look)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
 
 def _leaving() -> DrainingError:
     return DrainingError("the frontend is shutting down: send the request again")
-
-
-class _Inference(inference_pb2_grpc.InferenceServicer):
-    """Inference over all models of the mesh. Outputs come on each request's own stream: there is no Deliver."""
-
-    def __init__(self, ingress: Ingress) -> None:
-        self._ingress = ingress
-
-    async def Generate(self, request: inference_pb2.PreprocessedRequest, context: Any) -> None:  # type: ignore[override]
-        ingress = self._ingress
-
-        async def work(running: Running, record: Record, model: Model) -> None:
-            await ingress.generate(request, running, record, model)
-
-        await ingress.serve(context, GENERATE, "generate", request.request_id, request.model, work, is_stream=True)
-
-    async def GenerateOnce(self, request: inference_pb2.PreprocessedRequest, context: Any) -> Any:
-        ingress, answers = self._ingress, []
-
-        async def work(running: Running, record: Record, model: Model) -> None:
-            answers.append(await ingress.generate_once(request, running, record, model))
-
-        await ingress.serve(context, f"{GENERATE}Once", "generate_once", request.request_id, request.model, work)
-        return answers[0]
-
-    async def Embed(self, request: inference_pb2.EmbedRequest, context: Any) -> Any:
-        ingress, answers = self._ingress, []
-
-        async def work(running: Running, record: Record, model: Model) -> None:
-            answers.append(await ingress.embed(request, running, record, model))
-
-        await ingress.serve(context, EMBED, "embed", request.request_id, request.model, work)
-        return answers[0]
-
-    async def Deliver(self, request: inference_pb2.DeliverRequest, context: Any) -> None:  # type: ignore[override]
-        await abort(context, UnsupportedError("a frontend has no deliveries: outputs come on each request's stream"))
-
-
-class _Control(control_pb2_grpc.ControlServicer):
-    """The part of Control that is for clients: which models there are, and the gentle stop."""
-
-    def __init__(self, ingress: Ingress) -> None:
-        self._ingress = ingress
-
-    async def Describe(self, request: control_pb2.DescribeRequest, context: Any) -> control_pb2.DescribeResponse:  # type: ignore[override]
-        ready = self._ingress.catalog().ready()
-        response = control_pb2.DescribeResponse(
-            cards=[model.card for model in ready],
-            state=(State.DRAINING if self._ingress.is_draining else State.READY if ready else State.STARTING).value,
-            num_requests=len(self._ingress.requests),
-            reason="" if ready else "no model has a worker that answers",
-        )
-        response.measured_at.GetCurrentTime()
-        return response
-
-    async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
-        found = [running for running in self._ingress.requests if running.context.id() == request.request_id]
-        for running in found:
-            running.context.stop_generating()
-        return control_pb2.StopResponse(found=bool(found))
-
-    async def _elsewhere(self, request: Any, context: Any) -> Any:
-        await abort(context, UnsupportedError("a frontend doesn't serve this: ask a worker"))
-
-    GetFile = WatchLoad = SubscribeKvEvents = GetMetrics = Drain = _elsewhere
-    LoadLora = UnloadLora = ListLoras = _elsewhere

@@ -98,9 +98,7 @@ class Generating(Kind[R]):
         with naming(self.prompt_field):
             parts = await self.prepare(sampling, model)
             shown = shown_of(sampling)
-        record.prepared()
-        record.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
-        record.num_choices = sum(part.num_choices for part in parts)
+        record.prompt_is_ready(parts)
         for part in parts:
             part.message.request_id = exchange.request_id
         relays = Relays([])
@@ -126,9 +124,7 @@ class Generating(Kind[R]):
                 moved = [(b"x-migrations", b"%d" % num)] if num else []
                 await writer.json(200, shape.body(pieces, usage, num), moved)
         finally:
-            usage = relays.usage
-            record.prompt_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
-            record.cached_tokens = usage.cached_tokens if usage.HasField("cached_tokens") else None
+            record.count(relays.usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 
 from dynamo_frontend.metrics import Gaps, Metrics, Series
 from dynamo_grpc import MeshError, OverloadedError, RequestCancelledError, SlowReaderError, semconv, telemetry
+from dynamo_grpc.v1 import inference_pb2
+
+if TYPE_CHECKING:
+    from dynamo_frontend.preprocess import Part
 
 logger = logging.getLogger("dynamo_frontend.requests")
 
@@ -87,6 +92,17 @@ class Record:
         if self.first is not None:
             return "streaming"
         return "waiting for its first output" if self._routed else "routing" if self._prepared else "preparing"
+
+    def prompt_is_ready(self, parts: Sequence[Part]) -> None:
+        """Its prompt is ready to be sent, in these parts."""
+        self.prepared()
+        self.prompt_tokens = sum(len(part.message.token_ids) for part in parts if part.counts_prompt)
+        self.num_choices = sum(part.num_choices for part in parts)
+
+    def count(self, usage: inference_pb2.Usage) -> None:
+        """Take the counts of its answer."""
+        self.prompt_tokens, self.output_tokens = usage.prompt_tokens, usage.completion_tokens
+        self.cached_tokens = usage.cached_tokens if usage.HasField("cached_tokens") else None
 
     def prepared(self) -> None:
         """Its prompt is ready to be sent."""

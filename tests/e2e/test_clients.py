@@ -68,6 +68,19 @@ def test_langchain_and_litellm(url: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
+def test_tritons_client(cli: Callable[..., Process]) -> None:
+    """In a process of its own: its messages have the names of ours."""
+    needs(PYTHON.exists(), "the clients' environment")
+    worker = cli("worker", "tiny", "--discovery-backend", "static").wait_for(r"worker ready at (\S+)")[1]
+    front = cli("frontend", "--http-port", "0", "--grpc-port", "0", "--static", worker)
+    address = front.wait_for(r"gRPC at (\S+);")[1]
+    front.wait_for("model 'tiny' is ready")
+    assert "all is well" in run(PYTHON, HERE / "triton_client.py", address)
+    front.wait_for("model_stream_infer model=tiny status=499")  # the stream that it left
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
 def test_whatever_the_document_allows_is_answered_as_it_says(url: str, tmp_path: Path) -> None:
     """Schemathesis makes bodies from /openapi.json, right and wrong ones."""
     needs(PYTHON.exists(), "the clients' environment")
