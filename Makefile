@@ -40,6 +40,7 @@ check: .venv/dev-stamp .tools/protoc/stamp ## lint, types, import directions, st
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	.tools/protoc/bin/python tools/generate_stubs.py --check
+	.tools/protoc/bin/python tools/contract_page.py --check
 
 # The oldest grpcio-tools we support, apart from .venv: its protobuf is older than what the runtime may use.
 .tools/protoc/stamp: tools/protoc-requirements.txt
@@ -47,8 +48,9 @@ check: .venv/dev-stamp .tools/protoc/stamp ## lint, types, import directions, st
 	.tools/protoc/bin/python -m pip install --quiet --requirement tools/protoc-requirements.txt
 	@touch $@
 
-proto: .tools/protoc/stamp ## generate the stubs from protos/
+proto: .tools/protoc/stamp ## generate from protos/: the stubs, and the page that is their reference
 	.tools/protoc/bin/python tools/generate_stubs.py
+	.tools/protoc/bin/python tools/contract_page.py
 
 proto-release: .tools/dev-stamp ## accept the protos as they are as the base that `buf breaking` compares with
 	.tools/node_modules/.bin/buf build --exclude-source-info -o protos/baseline.binpb

@@ -14,6 +14,7 @@ from dynamo_grpc.cli.conformance import conformance
 from dynamo_grpc.cli.doctor import doctor
 from dynamo_grpc.cli.drain import drain
 from dynamo_grpc.cli.options import MeshGroup
+from dynamo_grpc.cli.protos import protos
 from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
 from dynamo_grpc.cli.up import up
@@ -73,5 +74,5 @@ def main() -> None:
     ignore_until_installed()
 
 
-for _command in (call, card, chat, conformance, doctor, drain, ps, registry, up, worker):
+for _command in (call, card, chat, conformance, doctor, drain, protos, ps, registry, up, worker):
     main.add_command(_command)

@@ -133,8 +133,7 @@ class Ingress:
             return
         if self._watching is not None:
             self._watching.cancel()
-        await self.say_draining()
-        stopping = asyncio.ensure_future(server.stop(limit_s + _STOP_S))  # new calls are refused from here on
+        await self.say_draining()  # what comes from here on is refused, and told where to go
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self.requests:
@@ -142,7 +141,7 @@ class Ingress:
                     await self._empty.wait()
         for running in self.requests:
             running.end(_leaving())
-        await stopping
+        await server.stop(_STOP_S)
 
     def _load(self) -> tuple[dict[str, float], float | None]:
         num = max(self._serving.num_running, len(self.requests))  # one whose trailer is made has left its place

@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from dynamo_grpc.cli import main
+from dynamo_grpc.conformance import RULES
+from dynamo_grpc.status import BY_REASON
 
 from ..conftest import ROOT, Process
 from .test_up import Up
@@ -41,6 +43,21 @@ def test_python_in_the_documentation_is_python(page: Path) -> None:
     for block in blocks(page, "python"):
         wrapped = "async def page():\n" + "".join(f"    {line}\n" for line in block.splitlines())
         ast.parse(block if "\nasync with" not in block and not block.startswith("client =") else wrapped)
+
+
+def test_every_error_has_its_line() -> None:
+    page = (ROOT / "docs" / "grpc.md").read_text()
+    lines = re.findall(r"^\| (`[A-Z_`, ]+`) \| (?:`([A-Z_]+)`)?", page, re.MULTILINE)
+    told = {reason: code for reasons, code in lines for reason in re.findall(r"`(\w+)`", reasons)}
+    for reason, cls in BY_REASON.items():
+        assert reason in told, f"docs/grpc.md has no line for {reason}"
+        assert told[reason] in ("", cls.code.name), reason
+    assert set(told) <= set(BY_REASON)
+
+
+def test_every_rule_is_explained() -> None:
+    page = (ROOT / "docs" / "workers-in-any-language.md").read_text()
+    assert {rule.name for rule in RULES} <= set(re.findall(r"`([a-z-]+)`", page))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

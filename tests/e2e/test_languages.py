@@ -25,12 +25,17 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 Start = Callable[..., Process]
 Tool = Callable[[str], str]
 
+#: Stubs for those that have no generator of their own.
+BUF = ["buf", "generate", "../../../protos", "--path", "../../../protos/dynamo_grpc/v1"]
+BUF_WITH_DETAILS = [*BUF, "--path", "../../../protos/google/rpc"]
+NPM = ["npm", "ci", "--no-audit", "--no-fund"]
 CLIENTS, WORKERS = ROOT / "examples" / "clients", ROOT / "examples" / "workers"
+WIRE = ROOT / "tests" / "wire"
 MODEL = ROOT / "workers" / "dynamo_workers" / "tiny" / "model"
 #: What a language needs, and how its client is built and run, in its folder.
 LANGUAGES: dict[str, tuple[list[str], list[list[str]], list[str]]] = {
-    "go": (["go", "buf"], [["buf", "generate"], ["go", "build", "-o", "client", "."]], ["./client"]),
-    "node": (["npm", "node", "buf"], [["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "-s", "build"]], ["node", "dist/client.js"]),
+    "go": (["go", "buf"], [BUF, ["go", "build", "-o", "client", "."]], ["./client"]),
+    "node": (["npm", "node", "buf"], [NPM, BUF_WITH_DETAILS, ["npm", "run", "-s", "build"]], ["node", "dist/client.js"]),
     "java": (["mvn", "javac"], [["mvn", "-q", "-B", "package"]], ["java", "-jar", "target/client.jar"]),
     "rust": (["cargo"], [["cargo", "build", "-q", "--release", "--locked"]], ["target/release/client"]),
     "cpp": (
@@ -137,7 +142,7 @@ class Limited(Worker):
 def test_grpcs_own_balancer_follows_the_load(tool: Tool, cli: Start, tmp_path: Path) -> None:
     """Go's weighted_round_robin reads the trailers of workers in Python."""
     needed, _, _ = LANGUAGES["go"]
-    build(tool, CLIENTS / "go", needed, [["buf", "generate"], ["go", "build", "-o", "balanced/balanced", "./balanced"]])
+    build(tool, CLIENTS / "go", needed, [BUF, ["go", "build", "-o", "balanced/balanced", "./balanced"]])
     (tmp_path / "limited.py").write_text(LIMITED)
     env = {"DYN_DISCOVERY_BACKEND": "static"}
     workers = [cli("worker", str(tmp_path / "limited.py"), env=env) for _ in range(2)]
@@ -162,17 +167,33 @@ def test_grpcs_own_balancer_follows_the_load(tool: Tool, cli: Start, tmp_path: P
     assert counts[addresses[0]] > 0
 
 
+def test_what_was_sent_is_read_in_every_language(tool: Tool) -> None:
+    """The golden wire files; Python's turn is in the unit tests."""
+    for language in ("go", "node", "java", "rust"):
+        build(tool, CLIENTS / language, *LANGUAGES[language][:2])
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=500)
+    wire = [*("java", "-cp", "target/client.jar"), str(Path(__file__).parent / "clients" / "Wire.java"), str(WIRE)]
+    for language, command in (
+        ("go", ["go", "test", "."]),
+        ("node", ["node", "--test", "test/"]),
+        ("java", wire),
+        ("rust", ["cargo", "test", "-q", "--release", "--locked"]),
+    ):
+        done = run(command, cwd=CLIENTS / language)
+        assert done.returncode == 0, f"{language}\n{done.stdout}{done.stderr}"
+
+
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 WORKER_COMMANDS = {
     "go": (
         ["go", "buf"],
-        [["buf", "generate"], ["go", "build", "-o", "worker", "."]],
+        [BUF, ["go", "build", "-o", "worker", "."]],
         ["./worker", "-card", "{card}", "-files", "{files}", "-address", "{address}", "-max-concurrent", "64"],
     ),
     "node": (
         ["npm", "node", "buf"],
-        [["npm", "ci", "--no-audit", "--no-fund"], ["npm", "run", "-s", "build"]],
+        [NPM, BUF_WITH_DETAILS, ["npm", "run", "-s", "build"]],
         ["node", "dist/worker.js", "--card", "{card}", "--files", "{files}", "--address", "{address}"],
     ),
 }
@@ -241,6 +262,43 @@ def test_a_worker_keeps_the_contract(fleet: Fleet, language: str) -> None:
     judged = fleet.run("conformance", address, "--rule", "drain", "--drain")
     assert "1 passed" in judged.stdout, judged.stdout
     assert process.wait() == 0
+
+
+@pytest.mark.parametrize("language", WORKER_COMMANDS)
+def test_the_guide_in_an_empty_folder(tool: Tool, start: Start, tmp_path: Path, language: str) -> None:
+    """docs/workers-in-any-language.md by the letter; but for the ports, which others may use here."""
+    for name in WORKER_COMMANDS[language][0]:
+        tool(name)
+    page = (ROOT / "docs" / "workers-in-any-language.md").read_text()
+    make, use = re.findall(rf"```sh {language}\n(.*?)```", page, re.DOTALL)
+    registry, port = free_port(), free_port()
+    bins = f"{Path(sys.executable).parent}:{ROOT}/.tools/node_modules/.bin"
+    env = {"CLONE": str(ROOT), "MODEL": str(MODEL), "PATH": f"{bins}:{os.environ['PATH']}"}
+    env["ETCD_ENDPOINTS"] = f"127.0.0.1:{registry}"
+    leave_out = ("node_modules", "dist", "gen", "worker")  # what other tests have built there
+
+    def run(command: str) -> str:
+        full = {**os.environ, **env}
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=tmp_path, env=full, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    copy, _, rest = make.partition("\n")
+    run(copy)
+    for name in leave_out:
+        run(f"rm -rf {name} src/{name}")
+    run(rest)
+    use = use.replace("dynamo-grpc registry", f"dynamo-grpc registry --port {registry}").replace(":9000", f":{port}")
+    said = []
+    for line in use.splitlines():
+        if line.endswith(" &"):
+            start("bash", "-c", f"exec {line[:-2]}", cwd=tmp_path, env=env).wait_for("ready at")
+        else:
+            said.append(run(line))
+    assert f"127.0.0.1:{port}" in said[0]
+    assert re.search(r"model echo at .*: \d+ passed, 0 failed", said[1])
 
 
 def test_they_come_back_after_the_registry_lost_its_data(fleet: Fleet, cli: Start) -> None:

@@ -1,6 +1,7 @@
 // A client from the stubs alone: models, a stream, a cancel, a deadline, and what an error says.
 //
-//	buf generate && go run . HOST:PORT [TEXT]
+//	buf generate ../../../protos --path ../../../protos/dynamo_grpc/v1
+//	go run . HOST:PORT [TEXT]
 //
 // HOST:PORT is a frontend's gRPC port, or a worker. Without TEXT token ids are sent, which both take.
 package main

@@ -1,7 +1,8 @@
 // A worker in Go: it streams the tokens of its prompt back, one at a time.
 //
 //	dynamo-grpc card MODEL_FOLDER --name echo > card.json
-//	buf generate && go run . -card card.json -files MODEL_FOLDER
+//	buf generate ../../../protos --path ../../../protos/dynamo_grpc/v1
+//	go run . -card card.json -files MODEL_FOLDER
 //
 // It registers in etcd under a lease (ETCD_ENDPOINTS), serves Generate, answers health checks, obeys cancels, deadlines
 // and SIGTERM. answer.go is what another model would replace.

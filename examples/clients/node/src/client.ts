@@ -1,6 +1,8 @@
 // A client from the stubs alone: models, a stream, a cancel, a deadline, and what an error says.
 //
-//   npm ci && npm run build && node dist/client.js HOST:PORT [TEXT]
+//   npm ci
+//   buf generate ../../../protos --path ../../../protos/dynamo_grpc/v1 --path ../../../protos/google/rpc
+//   npm run build && node dist/client.js HOST:PORT [TEXT]
 //
 // HOST:PORT is a frontend's gRPC port, or a worker. Without TEXT token ids are sent, which both take.
 import { promisify } from "node:util";

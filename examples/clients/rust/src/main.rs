@@ -17,6 +17,7 @@ use v1::control_client::ControlClient;
 use v1::inference_client::InferenceClient;
 use v1::{DescribeRequest, FinishReason, PreprocessedRequest, SamplingOptions, StopConditions, Usage};
 
+#[allow(dead_code)] // the contract is larger than this program
 mod v1 {
     tonic::include_proto!("dynamo_grpc.v1");
 }

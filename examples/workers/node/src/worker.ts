@@ -1,7 +1,9 @@
 // A worker in Node: it streams the tokens of its prompt back, one at a time.
 //
 //   dynamo-grpc card MODEL_FOLDER --name echo > card.json
-//   npm ci && npm run build && node dist/worker.js --card card.json --files MODEL_FOLDER
+//   npm ci
+//   buf generate ../../../protos --path ../../../protos/dynamo_grpc/v1 --path ../../../protos/google/rpc
+//   npm run build && node dist/worker.js --card card.json --files MODEL_FOLDER
 //
 // It registers in etcd under a lease (ETCD_ENDPOINTS), serves Generate, answers health checks, obeys cancels, deadlines
 // and SIGTERM. answer.ts is what another model would replace.
