@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ async def register_server(
     endpoint: str = "dynamo.backend.generate",
     host: str = "127.0.0.1",
     advertise: str = "",
+    count_requests: Callable[[], int] | None = None,
     **model: Any,
 ) -> AsyncIterator[DistributedRuntime]:
     """Start a server that has an `InferenceServicer`, with health, reflection and Control added, and register it.
@@ -43,6 +44,7 @@ async def register_server(
         server: made with `dynamo_grpc.server.SERVER_OPTIONS` or options of your own, not started.
         port: what `add_insecure_port` gave.
         model_path: the model's folder, as for a Worker.
+        count_requests: how many requests run now: what `ps` and `Control.Describe` tell.
         model: as `dynamo_grpc.cards.load_model` takes them: model_name, model_type, capabilities …
 
     Yields:
@@ -60,7 +62,7 @@ async def register_server(
         runtime.set_model(name, loaded)
         served = Served(runtime._instance(name, loaded, {}), Handler(_unused), loaded.card, loaded.files)
         own.served[str(name)] = served
-        control_pb2_grpc.add_ControlServicer_to_server(_Control(own), server)  # type: ignore[abstract]
+        control_pb2_grpc.add_ControlServicer_to_server(_Control(own, count_requests), server)  # type: ignore[abstract]
         servicer = health.add_health(server)
         health.add_reflection(server, [INFERENCE, CONTROL])
         await servicer.set("", health.NOT_SERVING)
@@ -85,6 +87,16 @@ async def register_server(
 
 
 class _Control(ControlServicer):
+    def __init__(self, server: Server, count_requests: Callable[[], int] | None) -> None:
+        super().__init__(server)
+        self._count_requests = count_requests
+
+    async def Describe(self, request: Any, context: Any) -> Any:
+        response = await super().Describe(request, context)
+        if self._count_requests is not None:
+            response.num_requests = self._count_requests()
+        return response
+
     async def Stop(self, request: Any, context: Any) -> Any:
         # the servicer's requests are its own: who asks cancels the call instead
         await abort(context, UnsupportedError("this worker ends requests by cancel alone"))

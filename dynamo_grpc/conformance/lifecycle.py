@@ -22,6 +22,8 @@ from dynamo_grpc.status import from_status
 from dynamo_grpc.v1 import control_pb2, inference_pb2, model_card_pb2
 
 rules = Rules()
+#: How long a request may go on after a gentle stop: it may finish its sentence.
+_STOP_S = 10.0
 #: What runs while it drains has so many tokens: enough to be interrupted, and soon at its end.
 _DRAIN_TOKENS = 600
 #: A deadline that an answer to a long request doesn't keep.
@@ -181,8 +183,11 @@ async def stop(target: Target) -> None:
         answer = await target.control.Stop(control_pb2.StopRequest(request_id="conformance-stop"), timeout=5.0)
         if not answer.found:
             raise Broken("it didn't find a running request by its x-request-id")
-        async with asyncio.timeout(CALL_S):
-            seen = await target.finish(call)
+        try:
+            async with asyncio.timeout(_STOP_S):
+                seen = await target.finish(call)
+        except TimeoutError:
+            raise Broken(f"the request went on for {_STOP_S:g} s after its stop") from None
         if seen.code is not grpc.StatusCode.OK or len(seen.finishes()) != 1:
             raise Broken(f"the stopped request ended with {seen.status} and {len(seen.finishes())} finishes")
 

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.conformance.rule import Broken, NotSeen
 from dynamo_grpc.v1 import control_pb2, control_pb2_grpc, inference_pb2, inference_pb2_grpc, model_card_pb2
 from dynamo_grpc.validation import makes_vectors_alone
@@ -211,8 +212,8 @@ class Target:
         except grpc.aio.AioRpcError:
             pass  # its status says it
         except asyncio.CancelledError:
-            if not call.cancelled():
-                raise
+            if is_being_cancelled():
+                raise  # else it was the call
         seen.took_s = time.monotonic() - started
         seen.code, seen.message = await call.code(), await call.details() or ""
         seen.trailers = dict(tuple(await call.trailing_metadata() or ()))

@@ -250,6 +250,26 @@ def fleet(tool: Tool, start: Start, cli: Start, tmp_path: Path) -> Fleet:
     return Fleet(tool, start, cli, tmp_path)
 
 
+OURS = {
+    "tiny": ["-m", "dynamo_grpc", "worker", "tiny"],
+    "echo": ["-m", "dynamo_grpc", "worker", "echo"],
+    "shout": ["examples/worker/shout.py"],
+    "plain endpoint": ["examples/plain_endpoint/backend.py"],
+    "plain servicer": ["examples/plain_servicer/server.py"],
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_worker_that_we_ship_keeps_the_contract(fleet: Fleet, start: Start, name: str) -> None:
+    process = start(sys.executable, *OURS[name], cwd=ROOT, env=fleet.env)
+    until(lambda: " ready " in fleet.run("ps").stdout)
+    address = re.search(r"\S+:\d+", fleet.run("ps").stdout)
+    assert address is not None
+    judged = fleet.run("conformance", address[0], "--pid", str(process.pid))
+    assert judged.returncode == 0, judged.stdout
+    assert process.wait() == 0
+
+
 @pytest.mark.parametrize("language", [*WORKER_COMMANDS, "python"])
 def test_a_worker_keeps_the_contract(fleet: Fleet, language: str) -> None:
     process, address = fleet.worker(language)
