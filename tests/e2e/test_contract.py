@@ -198,6 +198,58 @@ def test_a_deadline_and_a_cancel_stop_the_worker(tool: Tool, worker: tuple[str, 
     process.wait_for(r"(?s)(Inference/Generate ended after.*){2}", 5)
 
 
+@pytest.fixture
+def frontend(cli: Start, worker: tuple[str, Process]) -> tuple[str, Process]:
+    process = cli("frontend", "--http-port", "0", "--grpc-port", "0", "--static", worker[0])
+    address = process.wait_for(r"gRPC at (\S+);")[1]
+    process.wait_for("model 'tiny' is ready")
+    return address, process
+
+
+def test_the_same_at_the_frontend(tool: Tool, frontend: tuple[str, Process]) -> None:
+    address, process = frontend
+    assert curl(tool, address, "list").stdout.split() == [
+        "dynamo_grpc.v1.Control",
+        "dynamo_grpc.v1.Inference",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "inference.GRPCInferenceService",
+    ]
+    for name in ("", "dynamo_grpc.v1.PreprocessedRequest", "inference.ModelInferRequest"):
+        described = curl(tool, address, "describe", *([name] if name else []))
+        assert described.returncode == 0, described.stderr
+    smallest = curl(tool, "-d", '{"text":"The sea"}', address, "dynamo_grpc.v1.Inference/GenerateOnce")
+    (answer,) = messages(smallest.stdout)
+    assert len(answer["choices"][0]["text"]) > 100  # type: ignore[index]
+    endless = '{"token_ids":[5],"stop_conditions":{"ignore_eos":true,"max_tokens":8000}}'
+    done = curl(tool, "-max-time", "1", "-d", endless, address, "dynamo_grpc.v1.Inference/Generate")
+    assert "DeadlineExceeded" in done.stderr
+    assert messages(done.stdout)
+    process.wait_for("generate model=tiny status=504 error=deadline_exceeded")
+    for body, code, text in (
+        ('{"model":"nope","text":"x"}', "NotFound", "there is 'tiny'"),
+        ("{}", "InvalidArgument", "the prompt is empty"),
+        ('{"text":"x","sampling_options":{"top_p":2}}', "InvalidArgument", "top_p is 2"),
+        ('{"text":"x","guided_decoding":{"regex":"a"}}', "Unimplemented", "guided_decoding"),
+    ):
+        failed = curl(tool, "-d", body, address, "dynamo_grpc.v1.Inference/Generate")
+        assert f"Code: {code}" in failed.stderr
+        assert text in failed.stderr
+        assert "google.rpc.ErrorInfo" in failed.stderr
+
+
+def test_channelz(tool: Tool, cli: Start) -> None:
+    process = cli("worker", "tiny", "--grpc-admin-port", "0", env={"DYN_DISCOVERY_BACKEND": "static"})
+    address = process.wait_for(r"worker ready at (\S+)")[1]
+    port = process.wait_for(r"admin port (\d+): channelz")[1]
+    assert "grpc.channelz.v1.Channelz" in curl(tool, f"127.0.0.1:{port}", "list").stdout
+    assert curl(tool, "-d", '{"token_ids":[5]}', address, "dynamo_grpc.v1.Inference/GenerateOnce").returncode == 0
+    (servers,) = messages(curl(tool, f"127.0.0.1:{port}", "grpc.channelz.v1.Channelz/GetServers").stdout)
+    calls = [int(server["data"].get("calls_succeeded", "0")) for server in servers["server"]]  # type: ignore[attr-defined]
+    assert sum(calls) >= 1
+
+
 def test_health(tool: Tool, worker: tuple[str, Process]) -> None:
     address, process = worker
     service = "grpc.health.v1.Health"
