@@ -134,6 +134,18 @@ def load_model(
     return Model(card, files)
 
 
+def read_template(path: str | Path) -> str:
+    """A chat template from a file.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the chat template {str(path)!r} can't be read: {error}") from error
+
+
 def checksum(card: model_card_pb2.ModelCard) -> str:
     """SHA-256 of a card without its checksum: 16 hexadecimal digits."""
     copy = model_card_pb2.ModelCard()

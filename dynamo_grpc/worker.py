@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynamo_grpc.admin import open_admin_port
-from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model
+from dynamo_grpc.cards import Model, ModelInput, ModelType, load_model, read_template
 from dynamo_grpc.context import Context
 from dynamo_grpc.entry import check_not_importing, stop_signals
 from dynamo_grpc.names import EndpointName
@@ -103,6 +103,7 @@ class WorkerSettings:
     component: str | None = None
     model_path: str | None = None
     model_name: str | None = None
+    chat_template: str | None = None
     system_port: int | None = None
     grpc_admin_port: int | None = None
     max_concurrent: int | None = None
@@ -118,8 +119,17 @@ def model_folder(cls: type[Worker]) -> Path | None:
     return path if path.is_absolute() else Path(inspect.getfile(cls)).resolve().parent / path
 
 
-def model_of(cls: type[Worker], model_path: str | Path | None = None, model_name: str | None = None) -> Model:
-    """The model that a class serves, with its own path and name or those given."""
+def model_of(
+    cls: type[Worker],
+    model_path: str | Path | None = None,
+    model_name: str | None = None,
+    chat_template: str | None = None,
+) -> Model:
+    """The model that a class serves, with its own path and name or those given.
+
+    Args:
+        chat_template: a file with another template than the model's own.
+    """
     return load_model(
         model_path or model_folder(cls),
         model_name or cls.model_name,
@@ -130,6 +140,7 @@ def model_of(cls: type[Worker], model_path: str | Path | None = None, model_name
         migration_limit=cls.migration_limit,
         capabilities=cls.capabilities,
         runtime_config=cls.runtime_config,
+        chat_template=read_template(chat_template) if chat_template else None,
     )
 
 
@@ -147,7 +158,7 @@ async def serve_worker(
 
         faults = Faults.parse(settings.inject_faults)
         logger.warning("this worker injects faults: %s", settings.inject_faults)
-    model = model_of(cls, settings.model_path, settings.model_name)
+    model = model_of(cls, settings.model_path, settings.model_name, settings.chat_template)
     name = EndpointName(settings.namespace or cls.namespace, settings.component or cls.component, cls.endpoint)
     runtime = DistributedRuntime(host=settings.host, port=settings.port, advertise=settings.advertise)
     async with runtime, contextlib.AsyncExitStack() as stack:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from google.protobuf import json_format
 
-from dynamo_grpc.cards import CAPABILITIES, ModelInput, ModelType, load_model
+from dynamo_grpc.cards import CAPABILITIES, ModelInput, ModelType, load_model, read_template
 from dynamo_grpc.cli.options import MeshCommand
 
 
@@ -42,7 +42,10 @@ Examples:
 @click.option(
     "--context-length", type=click.IntRange(1), help="Tokens of prompt and answer together; the folder's by default."
 )
-def card(model_path: str | None, name: str, takes: str, types: tuple[str, ...], **options: Any) -> None:
+@click.option("--chat-template", help="File with another chat template than the folder's.", type=click.Path())
+def card(
+    model_path: str | None, name: str, takes: str, types: tuple[str, ...], chat_template: str | None, **options: Any
+) -> None:
     """Print the model card of a folder as JSON: what a worker in any language registers and describes itself with."""
     kinds = ModelType(0)
     for kind in types:
@@ -52,6 +55,7 @@ def card(model_path: str | None, name: str, takes: str, types: tuple[str, ...], 
         name,
         model_input=ModelInput.Text if takes == "text" else ModelInput.Tokens,
         model_type=kinds,
+        chat_template=read_template(chat_template) if chat_template else None,
         **options,
     )
     click.echo(json_format.MessageToJson(model.card, preserving_proto_field_name=True))

@@ -38,6 +38,7 @@ _OPTIONS = (
     option("--component", "Component of its endpoint."),
     option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
     option("--model-name", "Name that clients ask for."),
+    option("--chat-template", "File with another chat template than the model's own.", type=click.Path()),
     option(
         "--system-port",
         "HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none.",

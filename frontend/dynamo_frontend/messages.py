@@ -20,6 +20,7 @@ from dynamo_frontend.preprocess import (
     tokenize,
 )
 from dynamo_frontend.relay import Piece, join
+from dynamo_frontend.schemas import Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
@@ -95,8 +96,8 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
             raise UnsupportedError("tools are not supported here", param="tools")
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
         if message.output_options.formatted_prompt:
-            formatted = render(model, turns)
-        token_ids = await chat_tokens(model, turns)
+            formatted = render(model, turns, Templated())
+        token_ids = await chat_tokens(model, turns, Templated())
     message.ClearField("text")
     message.ClearField("messages")
     message.token_ids.extend(token_ids)

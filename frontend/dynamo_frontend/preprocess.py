@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from dynamo_frontend.schemas import (
     Message,
     ResponseFormat,
     Sampling,
+    Templated,
     TokenizeRequest,
     check_refused,
 )
+from dynamo_frontend.templates import Turn
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
@@ -104,9 +106,12 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     message = _common(request, model)
     limit = request.max_completion_tokens or request.max_tokens
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
+        if given := sorted(Templated.model_fields.keys() & request.model_fields_set):
+            text = f"{given[0]} is about a chat template, and model {model.card.name!r} brings its own"
+            raise UnsupportedError(text, param=given[0])
         message.messages.extend(_to_message(turn) for turn in _checked(request.messages))
     else:
-        message.token_ids.extend(await chat_tokens(model, _checked(request.messages)))
+        message.token_ids.extend(await chat_tokens(model, _checked(request.messages), request))
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
     if request.metadata:
@@ -156,8 +161,9 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
             message.output_options.prompt_logprobs = request.logprobs
     echo = None
     if request.echo:
-        echo = prompt if isinstance(prompt, str) else ""
-        if not echo and (tokenizer := model.preparation.tokenizer) is not None:
+        if isinstance(prompt, str):
+            echo = prompt
+        elif (tokenizer := model.preparation.tokenizer) is not None:
             echo = tokenizer.base.decode(prompt, skip_special_tokens=request.skip_special_tokens)
         if request.max_tokens in (0, 1) and request.logprobs is not None:
             message.stop_conditions.ignore_eos = True  # whoever scores a prompt counts on one token behind it
@@ -233,7 +239,7 @@ async def token_ids_of(request: TokenizeRequest, model: Model) -> list[int]:
     _check_tokenizer(model)
     if request.prompt is not None:
         return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
-    return await chat_tokens(model, _checked(request.messages or ()))
+    return await chat_tokens(model, _checked(request.messages or ()), request)
 
 
 def text_of(token_ids: list[int], model: Model) -> str:
@@ -247,18 +253,24 @@ def text_of(token_ids: list[int], model: Model) -> str:
     return str(model.preparation.tokenizer.base.decode(token_ids, skip_special_tokens=False))
 
 
-async def chat_tokens(model: Model, turns: Sequence[Mapping[str, Any]]) -> list[int]:
+async def chat_tokens(model: Model, turns: Sequence[Turn], how: Templated) -> list[int]:
     """The token ids of a chat."""
-    return await tokenize(model, render(model, turns), add_special_tokens=False)
+    return await tokenize(model, render(model, turns, how), add_special_tokens=False)
 
 
-def render(model: Model, turns: Sequence[Mapping[str, Any]]) -> str:
+def render(model: Model, turns: Sequence[Turn], how: Templated) -> str:
     """A chat as the model's template writes it."""
     assert model.preparation is not None
     if model.preparation.template is None:
         raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
     started = time.perf_counter()
-    text = model.preparation.template.render(turns)
+    text = model.preparation.template.render(
+        turns,
+        add_generation_prompt=how.add_generation_prompt and not how.continue_final_message,
+        continue_final_message=how.continue_final_message,
+        documents=how.documents,
+        variables=how.chat_template_kwargs,
+    )
     if model.series is not None:
         model.series.template.observe(time.perf_counter() - started)
     return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -136,7 +136,26 @@ class Sampling(Asked):
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
 
 
-class ChatRequest(Sampling):
+class Templated(BaseModel):
+    """How a chat becomes a prompt."""
+
+    add_generation_prompt: bool = Field(True, description="End the prompt with what begins the assistant's turn.")
+    continue_final_message: bool = Field(False, description="The answer goes on in the last message.")
+    documents: list[dict[str, Any]] | None = Field(None, description="For models that answer by them.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables that the model's template knows.")
+
+    @model_validator(mode="after")
+    def _one_ending(self) -> Self:
+        if (
+            self.continue_final_message
+            and self.add_generation_prompt
+            and "add_generation_prompt" in self.model_fields_set
+        ):
+            raise ValueError("give add_generation_prompt or continue_final_message, not both")
+        return self
+
+
+class ChatRequest(Sampling, Templated):
     """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
@@ -179,7 +198,7 @@ class CompletionRequest(Sampling):
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Templated):
     """Body of /tokenize: a prompt, or a chat as the model's template writes it."""
 
     model: str
