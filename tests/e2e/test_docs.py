@@ -18,6 +18,7 @@ from dynamo_grpc.conformance import RULES
 from dynamo_grpc.status import BY_REASON
 
 from ..conftest import ROOT, Process
+from ..etcd import free_port
 from .test_up import Up
 
 PAGES = [
@@ -90,21 +91,30 @@ def test_the_readmes_commands_work(cli: Callable[..., Process]) -> None:
 
 
 @pytest.mark.full
-def test_the_readmes_grpcurl_works(cli: Callable[..., Process], tool: Callable[[str], str]) -> None:
-    up = Up(cli)
+def test_grpcurl_as_the_pages_have_it(cli: Callable[..., Process], tool: Callable[[str], str]) -> None:
+    port = free_port()
+    up = Up(cli, env={"DYN_GRPC_PORT": str(port)})
     up.wait_ready()
-    (command,) = re.findall(r"^grpcurl .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    words = shlex.split(command.replace("localhost:9000", f"127.0.0.1:{up.port}"))
-    done = subprocess.run([tool("grpcurl"), *words[1:]], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("token_ids") == 8
+    said = []
+    for page in (ROOT / "README.md", ROOT / "docs" / "grpc.md"):
+        for command in re.findall(r"^(?:\$ )?(grpcurl .*)$", page.read_text(), re.MULTILINE):
+            there = command.replace("localhost:9000", f"127.0.0.1:{up.port}")
+            words = shlex.split(there.replace("localhost:8001", f"127.0.0.1:{port}"))
+            done = subprocess.run([tool("grpcurl"), *words[1:]], capture_output=True, text=True, timeout=30)
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout)
+    assert len(said) == 5
+    assert '"text"' in said[0]
+    assert said[1].count("token_ids") == 8
+    assert '"name": "tiny"' in said[-1]
 
 
 def test_every_command_has_help_with_variables() -> None:
     runner = CliRunner()
-    names = ["call", "chat", "doctor", "drain", "frontend", "ps", "registry", "top", "up", "worker"]
+    servers = ("call", "chat", "doctor", "drain", "frontend", "ps", "registry", "top", "up", "worker")
+    tools = ("card", "conformance", "protos")  # what they are to do is each call's own
     listed = runner.invoke(main, ["--help"]).output
-    for name in names:
+    for name in (*servers, *tools):
         assert f"  {name} " in listed
         shown = runner.invoke(main, [name, "--help"])
         assert shown.exit_code == 0
@@ -113,7 +123,7 @@ def test_every_command_has_help_with_variables() -> None:
         for option in command.params:
             if isinstance(option, click.Option) and not option.hidden:
                 variable = option.envvar if isinstance(option.envvar, str) else (option.envvar or [""])[0]
-                assert variable.startswith("DYN_"), (name, option.name)
+                assert variable.startswith("DYN_") or name in tools, (name, option.name)
                 assert option.help, (name, option.name)
 
 
