@@ -24,8 +24,6 @@ from .front import CHAT, FOLDER, Front, Watched, front_of, serve_beside
 from .test_embeddings import Embedder, vector
 from .test_frontend_overload import Narrow
 
-pytestmark = both_lanes
-
 
 class Client:
     """The stubs of one port."""
@@ -106,6 +104,7 @@ def chat(text: str) -> list[Any]:
     return [inference_pb2.ChatMessage(role="user", content=[{"text": {"text": text}}])]
 
 
+@both_lanes
 async def test_the_same_answer_as_over_http(grpc_front: Front, client: Client) -> None:
     body = {**CHAT, "max_tokens": 12}
     over_http = (await grpc_front.post(body)).json()["choices"][0]["message"]["content"]
@@ -149,6 +148,7 @@ async def test_stop_strings(client: Client) -> None:
     assert shown.token_ids[-1] == token
 
 
+@both_lanes
 async def test_choices_and_log_probabilities(mesh: Mesh, grpc_front: Front, client: Client) -> None:
     many = await client.answer(
         ask(token_ids=[5, 6], sampling={"n": 3}, output_options={"logprobs": 2, "prompt_logprobs": 1})
@@ -163,6 +163,7 @@ async def test_choices_and_log_probabilities(mesh: Mesh, grpc_front: Front, clie
     assert (each.usage.prompt_tokens, each.usage.completion_tokens) == (2, 24)
 
 
+@both_lanes
 async def test_a_whole_answer(client: Client) -> None:
     for request in (ask(text="The sea", sampling={"n": 2}), ask(token_ids=[5, 6, 7])):
         once = await client.inference.GenerateOnce(request)
@@ -226,6 +227,7 @@ async def test_which_models_there_are(mesh: Mesh, grpc_front: Front, client: Cli
     await client.fails(ask(model="tiny", text="x"), "UNAVAILABLE", "NO_INSTANCES", "no worker serves it now")
 
 
+@both_lanes
 async def test_a_cancel_and_a_deadline_end_the_worker(mesh: Mesh, grpc_front: Front, client: Client) -> None:
     worker = Watched()
     await serve_beside(mesh, grpc_front, worker)
@@ -248,6 +250,7 @@ async def test_a_cancel_and_a_deadline_end_the_worker(mesh: Mesh, grpc_front: Fr
     assert [error["error_type"] for error in told["errors"]] == ["deadline_exceeded", "cancelled", "cancelled"]
 
 
+@both_lanes
 async def test_a_gentle_stop(mesh: Mesh, grpc_front: Front, client: Client) -> None:
     worker = Counting(pause_s=0.01)
     await serve_beside(mesh, grpc_front, worker)
@@ -283,6 +286,7 @@ class Counting(Worker):
             await asyncio.sleep(self._pause_s)
 
 
+@both_lanes
 async def test_an_answer_goes_on_at_another_worker(mesh: Mesh, grpc_front: Front, client: Client) -> None:
     workers = [Counting(pause_s=0.01), Counting(pause_s=0.01)]
     await serve_beside(mesh, grpc_front, workers[0])
@@ -400,6 +404,7 @@ async def test_a_worker_that_takes_text(mesh: Mesh, grpc_front: Front, client: C
     await client.fails(ask(model="talker", token_ids=[5]), "UNIMPLEMENTED", "UNSUPPORTED", "takes text", "token_ids")
 
 
+@both_lanes
 async def test_a_client_that_takes_nothing_is_given_up(
     mesh: Mesh, grpc_front: Front, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
