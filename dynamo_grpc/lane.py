@@ -13,8 +13,10 @@ import collections
 import time
 from typing import Any
 
+import grpc
 from google.protobuf.message import Message
 
+from dynamo_grpc.errors import RequestCancelledError
 from dynamo_grpc.inbox import delivered_message
 from dynamo_grpc.metadata import QUEUED
 from dynamo_grpc.v1 import endpoint_pb2, inference_pb2
@@ -233,6 +235,8 @@ class Sender:
         self._is_writing = True
         try:
             await self._call.write(message)
+        except grpc.aio.InternalError:  # the call has ended, and its cancel hasn't come through yet
+            raise RequestCancelledError("the client went away") from None
         finally:
             self._is_writing = False
             task, self._ending = self._ending, None

@@ -38,7 +38,7 @@ def to_context(metadata: Mapping[str, str], request_id: str, timeout_s: float | 
         for key, value in metadata.items()
         if key.startswith(CONTEXT_PREFIX)
     }
-    return Context(metadata.get(REQUEST_ID) or request_id or None, carried, timeout_s=timeout_s)
+    return Context(metadata.get(REQUEST_ID) or printable(request_id) or None, carried, timeout_s=timeout_s)
 
 
 def printable(text: str) -> str:

@@ -147,7 +147,7 @@ class Requests:
             leave_context(token)
             del self._running[key]
             _count(running, time.monotonic() - started, failed)
-            self._meter.ended(failed=bool(failed))
+            self._meter.ended(failed=failed not in ("", RequestCancelledError.reason))
             logger.debug(
                 "%s ended after %.3f s", method, time.monotonic() - started, extra={"request_id": context.id()}
             )

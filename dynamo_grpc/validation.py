@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dynamo_grpc.errors import CardMismatchError, ContextLengthError, InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 
+#: Of one prompt.
+MAX_CHOICES = 128
 #: Allowed ranges of sampling options, both ends included; the third value excludes the lower end.
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "n": (1, 128, False),
-    "best_of": (1, 128, False),
+    "n": (1, MAX_CHOICES, False),
+    "best_of": (1, MAX_CHOICES, False),
     "temperature": (0, 100, False),
     "top_p": (0, 1, True),
     "top_k": (-1, 2**31 - 1, False),

@@ -41,6 +41,8 @@ def conformance(
         raise click.UsageError("which worker? give HOST:PORT")
     if unknown := set(rules) - {rule.name for rule in RULES}:
         raise click.UsageError(f"no rule {min(unknown)!r}: --list shows them")
+    if "drain" in rules and not (drain or pid):
+        raise click.UsageError("the rule drain takes the worker out of service: give --drain, or --pid")
     try:
         report = asyncio.run(
             judge(

@@ -24,8 +24,8 @@ from dynamo_grpc.v1 import control_pb2, inference_pb2, model_card_pb2
 rules = Rules()
 #: How long a request may go on after a gentle stop: it may finish its sentence.
 _STOP_S = 10.0
-#: What runs while it drains has so many tokens: enough to be interrupted, and soon at its end.
-_DRAIN_TOKENS = 600
+#: What runs while it drains takes about so long: enough to be interrupted, and soon at its end.
+_DRAIN_S = 3.0
 #: A deadline that an answer to a long request doesn't keep.
 _DEADLINE_S = 0.3
 #: A health stream that says nothing new for so long stays open.
@@ -188,8 +188,9 @@ async def stop(target: Target) -> None:
                 seen = await target.finish(call)
         except TimeoutError:
             raise Broken(f"the request went on for {_STOP_S:g} s after its stop") from None
-        if seen.code is not grpc.StatusCode.OK or len(seen.finishes()) != 1:
-            raise Broken(f"the stopped request ended with {seen.status} and {len(seen.finishes())} finishes")
+        if seen.code is not grpc.StatusCode.OK or len(seen.finishes()) != 1 or len(seen.usages) != 1:
+            counts = f"{len(seen.finishes())} finishes and {len(seen.usages)} usages"
+            raise Broken(f"the stopped request ended with {seen.status}, {counts}")
 
 
 @rules.rule()
@@ -288,7 +289,8 @@ async def drain(target: Target) -> None:
     """On SIGTERM or Control.Drain: NOT_SERVING, new requests UNAVAILABLE, the running one ends well."""
     watch = target.health.Watch(health_pb2.HealthCheckRequest())
     await watch.read()
-    size = min(target.room, _DRAIN_TOKENS)
+    first = await target.read(target.ask())
+    size = max(30, min(target.room, int(_DRAIN_S * 8 / max(first.took_s, 0.001))))
     call = target.inference.Generate(target.ask(size, size))
     try:
         async with asyncio.timeout(CALL_S):
@@ -316,7 +318,10 @@ async def drain(target: Target) -> None:
 
 async def _tell_to_drain(target: Target) -> None:
     if target.pid is not None:
-        os.kill(target.pid, signal.SIGTERM)
+        try:
+            os.kill(target.pid, signal.SIGTERM)
+        except OSError as error:
+            raise NotSeen(f"process {target.pid} can't be told to leave: {error}") from None
         return
     try:
         await target.control.Drain(control_pb2.DrainRequest(), timeout=5.0)

@@ -70,4 +70,6 @@ async def _judge(rule: Rule, target: Target) -> Verdict:
         outcome, came = "failed", f"nothing after {_RULE_S:g} s"
     except grpc.aio.AioRpcError as error:
         outcome, came = "failed", f"a call ended with {error.code().name}: {error.details()}"
+    except Exception as error:  # what came can't even be read
+        outcome, came = "failed", f"{type(error).__name__}: {error}"
     return Verdict(rule.name, rule.wants, outcome, came, time.monotonic() - started)

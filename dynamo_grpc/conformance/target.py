@@ -170,7 +170,7 @@ class Target:
     @property
     def room(self) -> int:
         """Tokens of a long prompt, and of a long answer to it."""
-        return min(_MOST_TOKENS, (self.card.context_length or 2 * _MOST_TOKENS) // 2 - 8)
+        return max(1, min(_MOST_TOKENS, (self.card.context_length or 2 * _MOST_TOKENS) // 2 - 8))
 
     def prompt(self, num_tokens: int, request: Request | None = None) -> Request:
         """A request with a prompt of so many tokens, or about so many words."""

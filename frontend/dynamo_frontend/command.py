@@ -220,6 +220,8 @@ def frontend(**options: Any) -> None:
         backend_metrics_endpoint=str(EndpointName.parse(options["custom_backend_metrics_endpoint"])),
         backend_metrics_interval_s=options["custom_backend_metrics_polling_interval"],
     )
+    if options["grpc_admin_port"] > 0:
+        _listen("127.0.0.1", options["grpc_admin_port"], what="channelz").close()
     if options["http_fd"] is None:
         listener = _listen(options["host"], options["http_port"])
     else:
@@ -242,7 +244,7 @@ def frontend(**options: Any) -> None:
 
     def say() -> None:
         grpc = f"gRPC at {_authority(host, app.ingress.port)}; " if app.ingress.port else ""
-        _say(f"frontend ready at http://{host}:{port} ({grpc}{registry.description})", options["ready_fd"])
+        _say(f"frontend ready at http://{_authority(host, port)} ({grpc}{registry.description})", options["ready_fd"])
 
     server = _Server(config, app, options["shutdown_grace_s"], say)
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
@@ -270,6 +272,8 @@ class _Server(uvicorn.Server):
                 leave()
         elif now - self._first_at >= SAME_SIGNAL_S:  # the second signal ends it at once
             self.force_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._app.ingress.hurry)
             leave()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -296,6 +300,8 @@ def _grpc_port(options: dict[str, Any]) -> int | None:
         return None if asked == _OFF else asked
     port = DEFAULT_GRPC_PORT if asked is None else asked
     try:
+        if port and port == options["http_port"]:
+            raise ConfigurationError(f"port {port} is for HTTP: gRPC needs one of its own")
         _listen(options["host"], port, what="gRPC").close()
     except ConfigurationError as error:
         if asked is not None:

@@ -101,6 +101,9 @@ async def prepare_embed(request: pb.EmbedRequest, model: Model) -> pb.EmbedReque
     message = pb.EmbedRequest()
     message.CopyFrom(request)
     card = model.card
+    for number, one in enumerate(message.inputs):
+        if one.HasField("text") and not one.text and not one.token_ids:
+            raise InvalidRequestError("the input is empty", param=f"inputs.{number}.text")
     if card.model_input != model_card_pb2.MODEL_INPUT_TEXT and (with_text := [i for i in message.inputs if i.text]):
         check_can_prepare(model)
         for one, token_ids in zip(with_text, await tokenize_all(model, [i.text for i in with_text]), strict=True):

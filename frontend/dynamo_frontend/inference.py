@@ -99,7 +99,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         for part in parts:
             part.message.request_id = running.context.id()
         mode = self._ingress.router_mode
-        outputs = Outputs(record.num_choices, has_text=shown.has_text, formatted=formatted)
+        wants_none = request.output_options.HasField("text") and not request.output_options.text
+        outputs = Outputs(record.num_choices, has_text=shown.has_text and not wants_none, formatted=formatted)
 
         def relay(part: Part) -> Relay:
             made = Relay(model, part, shown, running.context, record, mode, instance_id)

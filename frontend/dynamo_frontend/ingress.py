@@ -22,6 +22,7 @@ from dynamo_grpc import (
     Context,
     DeadlineError,
     DrainingError,
+    EngineShutdown,
     MeshError,
     ModelNotFoundError,
     RequestCancelledError,
@@ -68,7 +69,8 @@ class Ingress:
         self.requests = Requests(lambda _: self._refusal(), self._tell_empty, self._meter)
         self.is_draining = False
         self.port = 0
-        self._empty = asyncio.Event()
+        self._empty, self._is_hurried = asyncio.Event(), False
+        self._held: dict[Running, list[tuple[Record, contextlib.ExitStack]]] = {}
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -136,11 +138,11 @@ class Ingress:
         await self.say_draining()  # what comes from here on is refused, and told where to go
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while self.requests:
+                while self.requests and not self._is_hurried:
                     self._empty.clear()
                     await self._empty.wait()
         for running in self.requests:
-            running.end(_leaving())
+            running.end(EngineShutdown("the frontend is shutting down: send the request again"))
         await server.stop(_STOP_S)
 
     def _load(self) -> tuple[dict[str, float], float | None]:
@@ -164,7 +166,7 @@ class Ingress:
             if not running.sender.is_writing or num_sent() != seen:
                 seen, since = num_sent(), loop.time()
             elif loop.time() - since >= STALL_S:
-                running.end(SlowReaderError(f"the client took nothing for {STALL_S:.0f} s"))
+                self._give_up(running, SlowReaderError(f"the client took nothing for {STALL_S:.0f} s"))
             timer = loop.call_later(LOOK_S, look)
 
         timer = loop.call_later(LOOK_S, look)
@@ -174,6 +176,11 @@ class Ingress:
             timer.cancel()
 
     async def _tell_empty(self) -> None:
+        self._empty.set()
+
+    def hurry(self) -> None:
+        """Don't wait for what runs."""
+        self._is_hurried = True
         self._empty.set()
 
     def _refusal(self) -> MeshError | None:
@@ -195,12 +202,16 @@ class Ingress:
             context: the request's, if it isn't the call's: several may come by one call.
         """
         context = context or running.context
-        record = Record(self._metrics, context.id(), label, model[:100], is_stream=is_stream)
+        shown = "".join(char if char.isprintable() else "?" for char in model[:100])
+        record = Record(self._metrics, context.id(), label, shown, is_stream=is_stream)
         record.span = trace.get_current_span()
         self._serving.book.add(record)
+        held = contextlib.ExitStack()
+        held.callback(record.end)
+        self._held.setdefault(running, []).append((record, held))
         try:
-            with self._serving.room():
-                await work(record, await self._serving.find(record, self._name(model)))
+            held.enter_context(self._serving.room())
+            await work(record, await self._serving.find(record, self._name(model)))
         except asyncio.CancelledError:
             is_late = context.remaining_s() == 0.0
             ended = DeadlineError if is_late else RequestCancelledError
@@ -211,17 +222,28 @@ class Ingress:
             record.fail(told)
             raise told from error
         finally:
-            record.end()
+            held.close()
+            self._held[running].remove((record, held))
+            if not self._held[running]:
+                del self._held[running]
+
+    def _give_up(self, running: Running, error: MeshError) -> None:
+        """End a call whose client takes nothing. Its write may hang for as long as the client is there; its places are
+        free now, and its workers.
+        """
+        running.end(error)
+        for record, held in self._held.get(running, ()):
+            record.fail(error)
+            held.close()
 
     def _name(self, name: str) -> str:
         """Of the model that is meant: the only one, if none is named."""
-        ready = self.catalog().ready()
-        if name or not ready:
+        known = sorted(model.card.name for model in self.catalog().all())
+        if name or not known:
             return name
-        if len(ready) > 1:
-            known = names([model.card.name for model in ready])
-            raise ModelNotFoundError(f"several models, none named: there is {known}", param="model")
-        return ready[0].card.name
+        if len(known) > 1:
+            raise ModelNotFoundError(f"several models, none named: there is {names(known)}", param="model")
+        return known[0]
 
 
 def _leaving() -> DrainingError:

@@ -15,6 +15,7 @@ from dynamo_frontend.preprocess import (
     chat_tokens,
     check_can_prepare,
     check_stops,
+    naming,
     render,
     split,
     tokenize,
@@ -26,6 +27,7 @@ from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import check_request, makes_vectors_alone
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
 
@@ -90,14 +92,16 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
     if message.HasField("text"):
         if not message.text:
             raise InvalidRequestError("the prompt is empty", param="text")
-        token_ids = await tokenize(model, message.text, add_special_tokens=True)
+        with naming("text"):
+            token_ids = await tokenize(model, message.text, add_special_tokens=True)
     else:
         if message.HasField("tools"):
             raise UnsupportedError("tools are not supported here", param="tools")
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
         if message.output_options.formatted_prompt:
             formatted = render(model, turns, Templated())
-        token_ids = await chat_tokens(model, turns, Templated())
+        with naming("messages"):
+            token_ids = await chat_tokens(model, turns, Templated())
     message.ClearField("text")
     message.ClearField("messages")
     message.token_ids.extend(token_ids)
@@ -106,6 +110,9 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
 
 def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
     """One turn as chat templates know it."""
+    if message.role not in _ROLES:
+        text = f"the role {message.role!r} is none of {', '.join(_ROLES)}"
+        raise InvalidRequestError(text, param=f"{where}.role")
     turn: dict[str, Any] = {"role": message.role}
     for number, part in enumerate(message.content):
         if part.WhichOneof("part") != "text":

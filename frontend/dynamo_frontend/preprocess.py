@@ -25,7 +25,7 @@ from dynamo_frontend.templates import Turn
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ContextLengthError, InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
-from dynamo_grpc.validation import check_length, check_request
+from dynamo_grpc.validation import MAX_CHOICES, check_length, check_request
 
 _SAMPLING = (
     "n",
@@ -187,6 +187,8 @@ def split(
         finish: completes the request, and checks it.
     """
     num = max(1, message.sampling_options.n)
+    if num > MAX_CHOICES:
+        raise InvalidRequestError(f"n is {num}: it must be at least 1 and at most {MAX_CHOICES}", param="n")
     if num == 1 or "n" in model.card.capabilities:
         finish(message)
         return [Part(message, echo=echo)]

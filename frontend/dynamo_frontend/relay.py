@@ -82,7 +82,9 @@ class Relay:
         self._choices: dict[int, ChoiceText] = {}
         self._finished: set[int] = set()
         self._num_counted = self.num_migrations = 0
-        self.usage = pb.Usage(prompt_tokens=len(message.token_ids))
+        num_prompt = message.resume.num_prompt_tokens or len(message.token_ids)
+        self._num_carried = len(message.token_ids) - num_prompt  # generated elsewhere, before the client sent it
+        self.usage = pb.Usage(prompt_tokens=num_prompt)
 
     async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
         """Send the request, and show the pieces of all outputs that are there, in order, as they come.
@@ -227,7 +229,7 @@ class Relay:
     def settle(self) -> None:
         """What we could count ourselves holds."""
         if self._num_counted or self._is_silent:
-            self.usage.completion_tokens = self._num_counted
+            self.usage.completion_tokens = self._num_carried + self._num_counted
 
 
 class Relays:

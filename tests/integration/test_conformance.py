@@ -132,7 +132,7 @@ class Wrong(inference_pb2_grpc.InferenceServicer, control_pb2_grpc.ControlServic
             await self._abort(context, error, request)
         except asyncio.CancelledError:
             left_s = context.time_remaining()
-            self.cancelled(asked, is_late=left_s is not None and left_s <= 0)
+            self.cancelled(asked, is_late=left_s is not None and left_s < 0.05)
             raise
         finally:
             call.cancel()

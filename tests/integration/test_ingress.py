@@ -190,6 +190,8 @@ async def test_a_whole_answer(client: Client) -> None:
             ask(messages=[{"role": "user", "content": [{"image_url": {"url": "u"}}]}]),
             "UNIMPLEMENTED", "UNSUPPORTED", "image_url is not supported", "messages.0.content.0",
         ),
+        (ask(messages=[{"role": "wizard", "content": [{"text": {"text": "x"}}]}]), "INVALID_ARGUMENT", "INVALID_REQUEST", "the role 'wizard'", "messages.0.role"),
+        (ask(token_ids=[5], sampling={"n": 1_000_000}), "INVALID_ARGUMENT", "INVALID_REQUEST", "at most 128", "n"),
         (ask(messages=[{"role": "user"}]), "INVALID_ARGUMENT", "INVALID_REQUEST", "no content", "messages.0.content"),
         (ask(messages=chat("x"), tools={"a": 1}), "UNIMPLEMENTED", "UNSUPPORTED", "tools", "tools"),
         (
@@ -200,7 +202,7 @@ async def test_a_whole_answer(client: Client) -> None:
             ask(text="x", routing={"instance_id": 7}),
             "UNAVAILABLE", "NO_INSTANCES", "instance_id=7 not found", "",
         ),
-        (ask(text="x" * 400_000), "INVALID_ARGUMENT", "CONTEXT_LENGTH_EXCEEDED", "shorten the prompt", "token_ids"),
+        (ask(text="x" * 400_000), "INVALID_ARGUMENT", "CONTEXT_LENGTH_EXCEEDED", "shorten the prompt", "text"),
     ],
 )  # fmt: skip
 async def test_errors(client: Client, request_: Any, code: str, reason: str, text: str, field: str) -> None:
@@ -350,7 +352,7 @@ async def test_what_is_left_at_the_end_is_told_to_come_again(mesh: Mesh) -> None
         await front.frontend.ingress.stop(0.05)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await running
-        check_error(caught.value, "UNAVAILABLE", "DRAINING", "the frontend is shutting down")
+        check_error(caught.value, "UNAVAILABLE", "ENGINE_SHUTDOWN", "the frontend is shutting down")
 
 
 async def test_vectors(mesh: Mesh, grpc_front: Front, client: Client) -> None:
@@ -423,6 +425,28 @@ async def test_a_client_that_takes_nothing_is_given_up(
     await eventually(lambda: not grpc_front.frontend.ingress.requests)
 
 
+@pytest.mark.parametrize("where", ["frontend", "worker"])
+async def test_a_client_that_goes_in_the_middle_of_a_write(
+    mesh: Mesh, grpc_front: Front, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    """It left: nobody's mistake, and no error in a log."""
+    worker = Talker()
+    worker.size = 50_000
+    await serve_beside(mesh, grpc_front, worker)
+    ports = {"frontend": grpc_front.frontend.ingress.port, "worker": list(mesh._tasks)[-1].server.port}
+    for number in range(10):
+        leaving = Client(ports[where])
+        call = leaving.inference.Generate(ask(model="talker", text="Hi"))
+        await call.read()
+        await asyncio.sleep(0.005 * number)
+        call.cancel()
+        await leaving.channel.close()
+    await eventually(lambda: not grpc_front.frontend.ingress.requests and not list(mesh._tasks)[-1].server.requests)
+    assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
+    told = grpc_front.frontend._serving.book.told()
+    assert {error["error_type"] for error in told["errors"]} == ({"cancelled"} if where == "frontend" else set())
+
+
 def is_given_up(front: Front) -> bool:
     return any(running.ended_by is not None for running in front.frontend.ingress.requests)
 
@@ -440,3 +464,39 @@ async def test_what_is_counted(grpc_front: Front, client: Client, caplog: pytest
     assert "mine generate model=tiny status=200 finish=length tokens=2+12" in caplog.text
     debug = json.loads((await grpc_front.http.get("/debug/requests")).text)
     assert debug["requests"] == []
+
+
+async def test_its_place_is_free_when_a_client_takes_nothing(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its write hangs for as long as it is there; nothing else waits for that."""
+    monkeypatch.setattr("dynamo_frontend.ingress.LOOK_S", 0.05)
+    monkeypatch.setattr("dynamo_frontend.ingress.STALL_S", 0.2)
+    worker = Talker()
+    worker.size = 50_000
+    await mesh.serve_worker(worker)
+    async with front_of(mesh, grpc_port=0, max_requests=1) as front, opened(front) as client:
+        await eventually(front.frontend.catalog.ready)
+        idle = client.inference.Generate(ask(text="Hi"))
+        await idle.initial_metadata()
+        await eventually(
+            lambda: [e["error_type"] for e in front.frontend._serving.book.told()["errors"]] == ["slow_reader"]
+        )
+        assert front.frontend._serving.book.told()["requests"] == []
+        worker.size = 0
+        assert (await client.answer(ask(text="Hi"))).choices[0].text == "one two three four "
+        idle.cancel()
+
+
+async def test_a_resumed_request_is_counted_whole(grpc_front: Front, client: Client) -> None:
+    whole = (await client.answer(ask(token_ids=[5, 6, 7]))).choices[0].token_ids
+    rest = await client.answer(
+        ask(token_ids=[5, 6, 7, *whole[:4]], stop={"max_tokens": 8}, resume={"num_prompt_tokens": 3, "num_attempts": 1})
+    )
+    assert list(rest.choices[0].token_ids) == list(whole[4:])
+    assert (rest.usage.prompt_tokens, rest.usage.completion_tokens) == (3, 12)
+
+
+async def test_a_request_is_one_line(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dynamo_frontend.requests")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await client.outputs(ask(text="x", model="a\nforged line", request_id="b\nanother"))
+    assert "\n" not in caplog.records[-1].getMessage()

@@ -17,7 +17,7 @@ import orjson
 from google.protobuf.message import Message
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.choices import select_completion
+from dynamo_frontend.choices import echoes, select_completion
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.oip import open_inference_pb2 as pb
 from dynamo_frontend.oip import open_inference_pb2_grpc as pb_grpc
@@ -28,6 +28,7 @@ from dynamo_frontend.schemas import CompletionRequest
 from dynamo_frontend.serving import told_of
 from dynamo_frontend.writing import whole
 from dynamo_grpc import Context, InvalidRequestError, MeshError, UnsupportedError, __version__
+from dynamo_grpc.metadata import printable
 from dynamo_grpc.requests import Running
 from dynamo_grpc.v1 import model_card_pb2
 
@@ -116,10 +117,7 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
             async def send(response: pb.ModelInferResponse, *, is_last: bool) -> None:
                 responses.append(response)
 
-            asked = _Asked(request)
-            if asked.body.stream:
-                raise InvalidRequestError("streaming is for ModelStreamInfer", param="streaming")
-            await self._infer(asked, running, running.context, send, "model_infer")
+            await self._infer(request, running, running.context, send, "model_infer")
 
         await self._ingress.requests.serve(context, f"{SERVICE}/ModelInfer", request.id, work)
         return responses[0]
@@ -133,9 +131,9 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
     async def infer_in_stream(self, request: Any, running: Running, send: Any) -> None:
         """One request of a stream."""
-        context = Context(request.id or None, timeout_s=running.context.remaining_s())
+        context = Context(printable(request.id) or None, timeout_s=running.context.remaining_s())
         try:
-            await self._infer(_Asked(request), running, context, send, "model_stream_infer")
+            await self._infer(request, running, context, send, "model_stream_infer", may_stream=True)
         finally:
             context.kill()  # what still runs for it ends with it
 
@@ -143,12 +141,17 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         """As the ingress's."""
         return self._ingress.stall_watch(running, num_sent)
 
-    async def _infer(self, asked: _Asked, running: Running, context: Context, send: Any, label: str) -> None:
+    async def _infer(
+        self, request: Any, running: Running, context: Context, send: Any, label: str, *, may_stream: bool = False
+    ) -> None:
         async def work(record: Record, model: Model) -> None:
+            asked = _Asked(request)
+            record.is_stream = asked.body.stream
+            if asked.body.stream and not may_stream:
+                raise InvalidRequestError("streaming is for ModelStreamInfer", param="streaming")
             await self._answer(asked, record, model, context, send)
 
-        is_stream = asked.body.stream
-        await self._ingress.account(running, label, asked.body.model, work, is_stream=is_stream, context=context)
+        await self._ingress.account(running, label, request.model_name, work, context=context)
 
     async def _answer(self, asked: _Asked, record: Record, model: Model, context: Context, send: Any) -> None:
         body = asked.body
@@ -169,7 +172,7 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
         try:
             if body.stream:
-                await self._stream(asked, make_relays(), send)
+                await self._stream(asked, make_relays(), [piece for part in parts for piece in echoes(part)], send)
             else:
                 pieces = select_completion(body, await whole(make_relays, record.begin_again), parts)
                 await send(asked.response(pieces), is_last=True)
@@ -177,9 +180,8 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
             record.count(relays.usage)
 
     @staticmethod
-    async def _stream(asked: _Asked, relays: Relays, send: Any) -> None:
-        """A response for all that has come since the last one."""
-        waiting: list[Piece] = []
+    async def _stream(asked: _Asked, relays: Relays, waiting: list[Piece], send: Any) -> None:
+        """A response for all that has come since the last one; `waiting` stands before the first."""
 
         def show(pieces: list[Piece]) -> bool:
             waiting.extend(pieces)
