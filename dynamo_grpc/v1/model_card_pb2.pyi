@@ -156,7 +156,7 @@ class ModelCard(google.protobuf.message.Message):
     lora_name: builtins.str
     """Name of the LoRA adapter this card is for; empty means the base model."""
     checksum: builtins.str
-    """SHA-256 of all the fields above, hexadecimal: the request's mdc_sum."""
+    """The first 16 hexadecimal digits of the SHA-256 of all the fields above: the request's mdc_sum."""
     @property
     def aliases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Other names for it."""

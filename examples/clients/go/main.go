@@ -135,13 +135,18 @@ func cancel(inference pb.InferenceClient, request *pb.PreprocessedRequest) error
 		return err
 	}
 	for range 3 {
-		if _, err := outputs.Recv(); err != nil {
+		if _, err := outputs.Recv(); errors.Is(err, io.EOF) {
+			return nil // it was over before
+		} else if err != nil {
 			return err
 		}
 	}
 	stop()
 	for err == nil { // what has arrived already is still given
 		_, err = outputs.Recv()
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
 	if status.Code(err) != codes.Canceled {
 		return err
@@ -156,6 +161,9 @@ func deadline(inference pb.InferenceClient, request *pb.PreprocessedRequest) err
 	outputs, err := inference.Generate(ctx, request)
 	for err == nil {
 		_, err = outputs.Recv()
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
 	}
 	if status.Code(err) != codes.DeadlineExceeded {
 		return err

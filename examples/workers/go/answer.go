@@ -10,7 +10,10 @@ import (
 
 // answer yields the tokens of the model's answer, from the first one that isn't there yet (a request that goes on from
 // another worker brings those that were generated there), until yield says that it has enough or ctx ends.
-func answer(ctx context.Context, request *pb.PreprocessedRequest, pause time.Duration, yield func(token uint32) bool) {
+// An error is the model's own: its client is told INTERNAL, and the log what it was.
+func answer(
+	ctx context.Context, request *pb.PreprocessedRequest, pause time.Duration, yield func(token uint32) bool,
+) error {
 	prompt, given := request.TokenIds, 0
 	if request.Resume != nil {
 		prompt = request.TokenIds[:request.Resume.NumPromptTokens]
@@ -19,13 +22,14 @@ func answer(ctx context.Context, request *pb.PreprocessedRequest, pause time.Dur
 	for _, token := range prompt[min(given, len(prompt)):] {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(pause):
 		}
 		if !yield(token) {
-			return
+			return nil
 		}
 	}
+	return nil
 }
 
 // generation turns tokens into outputs: limits, stop ids, finish and usage.

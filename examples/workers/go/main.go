@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -27,17 +28,19 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "dynamo-grpc-worker/gen/dynamo_grpc/v1"
 )
 
 var (
-	address  = flag.String("address", "127.0.0.1:0", "address to listen on, and to register")
-	cardPath = flag.String("card", "card.json", "the model card, as `dynamo-grpc card` prints it")
-	folder   = flag.String("files", ".", "the model folder, with the card's files")
-	pause    = flag.Duration("pause", 5*time.Millisecond, "time that a token takes")
-	limit    = flag.Int("max-concurrent", 64, "requests at once; others are refused")
-	grace    = flag.Duration("grace", 30*time.Second, "how long running requests may take after SIGTERM")
+	address   = flag.String("address", "127.0.0.1:0", "address to listen on")
+	advertise = flag.String("advertise", "", "address to register, where others reach it by another one")
+	cardPath  = flag.String("card", "card.json", "the model card, as `dynamo-grpc card` prints it")
+	folder    = flag.String("files", ".", "the model folder, with the card's files")
+	pause     = flag.Duration("pause", 5*time.Millisecond, "time that a token takes")
+	limit     = flag.Int("max-concurrent", 64, "requests at once; others are refused")
+	grace     = flag.Duration("grace", 30*time.Second, "how long running requests may take after SIGTERM")
 )
 
 func main() {
@@ -50,10 +53,14 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if err := checkFiles(card, *folder); err != nil {
+		log.Fatal(err)
+	}
 	instance := &pb.Instance{
 		Namespace: "dynamo", Component: "backend", Endpoint: "generate",
-		InstanceId: rand.Uint64(), Address: listener.Addr().String(), Epoch: 1,
+		InstanceId: rand.Uint64(), Address: cmpOr(*advertise, listener.Addr().String()), Epoch: 1,
 		Kind: pb.EndpointKind_ENDPOINT_KIND_MODEL, Model: card.Name, CardChecksum: card.Checksum,
+		RegisteredAt: timestamppb.Now(),
 	}
 	worker := newWorker(card, instance, *folder, *pause, *limit)
 	// frontends ask every 10 s whether the connection lives, also while nothing runs; the default would end it for that
@@ -62,6 +69,10 @@ func main() {
 		grpc.MaxRecvMsgSize(64<<20),
 	)
 	states := health.NewServer()
+	services := []string{"", pb.Inference_ServiceDesc.ServiceName, "model/" + card.Name}
+	for _, service := range services {
+		states.SetServingStatus(service, healthpb.HealthCheckResponse_NOT_SERVING)
+	}
 	pb.RegisterInferenceServer(server, worker)
 	pb.RegisterControlServer(server, &control{worker: worker})
 	healthpb.RegisterHealthServer(server, states)
@@ -74,7 +85,7 @@ func main() {
 	leave := make(chan struct{})
 	left := make(chan error, 1)
 	endpoints := strings.Split(cmpOr(os.Getenv("ETCD_ENDPOINTS"), "localhost:2379"), ",")
-	go func() { left <- keepRegistered(endpoints, instance, card, registered, leave) }()
+	go func() { left <- keepRegistered(endpoints, worker, registered, leave) }()
 	select {
 	case <-registered:
 	case err := <-left:
@@ -82,7 +93,8 @@ func main() {
 	case <-ctx.Done():
 		return
 	}
-	for _, service := range []string{"", pb.Inference_ServiceDesc.ServiceName, "model/" + card.Name} {
+	worker.isReady.Store(true)
+	for _, service := range services {
 		states.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
 	}
 	fmt.Printf("worker ready at %s (model %s, instance %016x)\n", instance.Address, card.Name, instance.InstanceId)
@@ -91,6 +103,7 @@ func main() {
 	case <-ctx.Done():
 	case <-worker.drained: // Control.Drain
 	}
+	stop()            // a second signal ends it at once
 	states.Shutdown() // NOT_SERVING from here on
 	worker.startDraining()
 	close(leave) // nobody finds it any more
@@ -104,9 +117,20 @@ func main() {
 	case <-time.After(*grace):
 		log.Printf("requests still run after %v and are handed over", *grace)
 		worker.handOver()
-		<-done
 	}
-	server.Stop()
+	// what was sent last must arrive, its status too; but nobody waits for a client that doesn't read
+	time.AfterFunc(2*time.Second, server.Stop)
+	server.GracefulStop()
+}
+
+// checkFiles looks for the card's files before a frontend asks for them.
+func checkFiles(card *pb.ModelCard, folder string) error {
+	for _, file := range card.Files {
+		if _, err := os.Stat(filepath.Join(folder, file.Name)); err != nil {
+			return fmt.Errorf("the card's files are missing in -files %s: %w", folder, err)
+		}
+	}
+	return nil
 }
 
 func readCard(path string) (*pb.ModelCard, error) {

@@ -19,9 +19,7 @@ const leaseSeconds = 10
 
 // keepRegistered puts instance and card into etcd under a lease, and again in a new epoch when the lease was lost,
 // until leave is closed; then it takes them away. registered is closed when they are there for the first time.
-func keepRegistered(
-	endpoints []string, instance *pb.Instance, card *pb.ModelCard, registered, leave chan struct{},
-) error {
+func keepRegistered(endpoints []string, worker *worker, registered, leave chan struct{}) error {
 	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second})
 	if err != nil {
 		return err
@@ -30,7 +28,7 @@ func keepRegistered(
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for first := true; ; {
-		lease, kept, err := register(ctx, client, instance, card)
+		lease, kept, err := register(ctx, client, worker.instance.Load(), worker.card)
 		if err != nil {
 			log.Print("not registered: ", err)
 		} else {
@@ -45,7 +43,10 @@ func keepRegistered(
 				return err
 			}
 			log.Print("the lease was lost: registering again")
-			instance.Epoch++
+			again := proto.CloneOf(worker.instance.Load())
+			again.Epoch++
+			again.RegisteredAt = timestamppb.Now()
+			worker.instance.Store(again)
 		}
 		select {
 		case <-leave:
@@ -64,7 +65,6 @@ func register(
 	if err != nil {
 		return 0, nil, err
 	}
-	instance.RegisteredAt = timestamppb.Now()
 	rest := fmt.Sprintf("%s/%s/%s/%016x", instance.Namespace, instance.Component, instance.Endpoint, instance.InstanceId)
 	put := func(folder string, value proto.Message) clientv3.Op {
 		text, _ := protojson.MarshalOptions{UseProtoNames: true}.Marshal(value)

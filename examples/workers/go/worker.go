@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"log"
 	"os"
 	"path/filepath"
 	"sync"
@@ -20,29 +22,39 @@ import (
 type worker struct {
 	pb.UnimplementedInferenceServer
 	card     *pb.ModelCard
-	instance *pb.Instance
+	instance atomic.Pointer[pb.Instance]
 	folder   string
 	pause    time.Duration
 	slots    chan struct{}
 
-	running     sync.WaitGroup
-	numRunning  atomic.Int32
-	isDraining  atomic.Bool
-	drained     chan struct{}
-	drainOnce   sync.Once
-	handedOver  context.Context
-	handOver    context.CancelFunc
-	stopsByID   map[string]context.CancelFunc
-	stopsByIDMu sync.Mutex
+	running    sync.WaitGroup
+	numRunning atomic.Int32
+	isReady    atomic.Bool
+	isDraining atomic.Bool
+	drained    chan struct{}
+	drainOnce  sync.Once
+	handedOver context.Context
+	handOver   context.CancelFunc
+	stops      map[*stoppable]struct{}
+	stopsMu    sync.Mutex
+}
+
+// stoppable is a request that Control.Stop can end gently.
+type stoppable struct {
+	id        string
+	stop      context.CancelFunc
+	isStopped atomic.Bool
 }
 
 func newWorker(card *pb.ModelCard, instance *pb.Instance, folder string, pause time.Duration, limit int) *worker {
 	handedOver, handOver := context.WithCancel(context.Background())
-	return &worker{
-		card: card, instance: instance, folder: folder, pause: pause, slots: make(chan struct{}, limit),
+	w := &worker{
+		card: card, folder: folder, pause: pause, slots: make(chan struct{}, limit),
 		drained: make(chan struct{}), handedOver: handedOver, handOver: handOver,
-		stopsByID: map[string]context.CancelFunc{},
+		stops: map[*stoppable]struct{}{},
 	}
+	w.instance.Store(instance)
+	return w
 }
 
 func (w *worker) startDraining() { w.isDraining.Store(true) }
@@ -66,35 +78,48 @@ func (w *worker) Generate(request *pb.PreprocessedRequest, stream grpc.ServerStr
 	w.numRunning.Add(1)
 	defer w.numRunning.Add(-1)
 
-	id := requestID(stream.Context(), request)
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	defer context.AfterFunc(w.handedOver, cancel)()
-	stopped := w.stoppable(id, cancel)
-	defer w.forget(id)
+	own := &stoppable{id: requestID(stream.Context(), request), stop: cancel}
+	w.remember(own)
+	defer w.forget(own)
 
-	out := &generation{request: request, card: w.card, instance: w.instance}
+	out := &generation{request: request, card: w.card, instance: w.instance.Load()}
 	isDone := false
-	var err error
-	answer(ctx, request, w.pause, func(token uint32) bool {
+	var sent error
+	err := w.ask(ctx, request, func(token uint32) bool {
 		var response *pb.GenerateResponse
 		response, isDone = out.output(token)
-		err = stream.Send(response)
-		return err == nil && !isDone
+		sent = stream.Send(response)
+		return sent == nil && !isDone
 	})
 	switch {
-	case err != nil || isDone:
-		return err
+	case sent != nil || isDone:
+		return sent
+	case err != nil:
+		log.Printf("request %s failed: %v", own.id, err)
+		return failure(codes.Internal, "INTERNAL", "", "the model failed: the worker's log says how")
 	case stream.Context().Err() != nil: // cancelled, or its time is over
 		return stream.Context().Err()
 	case w.handedOver.Err() != nil:
 		return failure(codes.Unavailable, "ENGINE_SHUTDOWN", "", "this worker leaves: take the request elsewhere")
 	}
 	reason := pb.FinishReason_FINISH_REASON_STOP
-	if stopped() {
+	if own.isStopped.Load() {
 		reason = pb.FinishReason_FINISH_REASON_CANCELLED
 	}
 	return stream.Send(out.last(nil, &pb.FinishInfo{Reason: reason}))
+}
+
+// ask runs the model; one that panics has failed, and others go on.
+func (w *worker) ask(ctx context.Context, request *pb.PreprocessedRequest, yield func(token uint32) bool) (err error) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			err = fmt.Errorf("panic: %v", reason)
+		}
+	}()
+	return answer(ctx, request, w.pause, yield)
 }
 
 // requestID is the caller's id: of the metadata, or else of the message.
@@ -105,19 +130,16 @@ func requestID(ctx context.Context, request *pb.PreprocessedRequest) string {
 	return request.RequestId
 }
 
-// stoppable lets Control.Stop end a request gently; the result says whether it did.
-func (w *worker) stoppable(id string, cancel context.CancelFunc) func() bool {
-	var isStopped atomic.Bool
-	w.stopsByIDMu.Lock()
-	defer w.stopsByIDMu.Unlock()
-	w.stopsByID[id] = func() { isStopped.Store(true); cancel() }
-	return isStopped.Load
+func (w *worker) remember(request *stoppable) {
+	w.stopsMu.Lock()
+	defer w.stopsMu.Unlock()
+	w.stops[request] = struct{}{}
 }
 
-func (w *worker) forget(id string) {
-	w.stopsByIDMu.Lock()
-	defer w.stopsByIDMu.Unlock()
-	delete(w.stopsByID, id)
+func (w *worker) forget(request *stoppable) {
+	w.stopsMu.Lock()
+	defer w.stopsMu.Unlock()
+	delete(w.stops, request)
 }
 
 // control tells what the worker serves, and gives the card's files to frontends.
@@ -128,11 +150,14 @@ type control struct {
 
 func (c *control) Describe(context.Context, *pb.DescribeRequest) (*pb.DescribeResponse, error) {
 	state := pb.WorkerState_WORKER_STATE_READY
+	if !c.isReady.Load() {
+		state = pb.WorkerState_WORKER_STATE_STARTING
+	}
 	if c.isDraining.Load() {
 		state = pb.WorkerState_WORKER_STATE_DRAINING
 	}
 	return &pb.DescribeResponse{
-		Instances: []*pb.Instance{c.instance}, Cards: []*pb.ModelCard{c.card}, State: state,
+		Instances: []*pb.Instance{c.instance.Load()}, Cards: []*pb.ModelCard{c.card}, State: state,
 		NumRequests: uint32(c.numRunning.Load()), MeasuredAt: timestamppb.Now(),
 	}, nil
 }
@@ -158,11 +183,15 @@ func (c *control) GetFile(request *pb.GetFileRequest, stream grpc.ServerStreamin
 }
 
 func (c *control) Stop(_ context.Context, request *pb.StopRequest) (*pb.StopResponse, error) {
-	c.stopsByIDMu.Lock()
-	defer c.stopsByIDMu.Unlock()
-	stop, found := c.stopsByID[request.RequestId]
-	if found {
-		stop()
+	c.stopsMu.Lock()
+	defer c.stopsMu.Unlock()
+	found := false
+	for running := range c.stops {
+		if request.RequestId != "" && running.id == request.RequestId { // without an id it is nobody's to stop
+			running.isStopped.Store(true)
+			running.stop()
+			found = true
+		}
 	}
 	return &pb.StopResponse{Found: found}, nil
 }

@@ -17,7 +17,19 @@ export class Registration {
     private readonly card: ModelCard,
   ) {}
 
+  /** Returns when it is registered for the first time; a registry that doesn't answer is asked again. */
   async start(): Promise<void> {
+    while (!this.isEnding) {
+      try {
+        return await this.register();
+      } catch (error) {
+        console.error("not registered:", (error as Error).message);
+        await sleep(1000);
+      }
+    }
+  }
+
+  private async register(): Promise<void> {
     const { namespace, component, endpoint, instanceId } = this.instance;
     const rest = `${namespace}/${component}/${endpoint}/${instanceId.toString(16).padStart(16, "0")}`;
     this.instance.registeredAt = new Date();
@@ -30,14 +42,7 @@ export class Registration {
 
   private async again(): Promise<void> {
     this.instance.epoch += 1n;
-    while (!this.isEnding) {
-      try {
-        return await this.start();
-      } catch (error) {
-        console.error("not registered:", (error as Error).message);
-        await sleep(1000);
-      }
-    }
+    await this.start();
   }
 
   async end(): Promise<void> {

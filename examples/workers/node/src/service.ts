@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -31,6 +32,7 @@ const unimplemented: handleUnaryCall<any, any> & handleServerStreamingCall<any, 
 
 /** Serves one model. GenerateOnce, Deliver, Embed and most of Control answer UNIMPLEMENTED. */
 export class Worker {
+  isReady = false;
   isDraining = false;
   onDrain = () => {};
   private readonly running = new Map<Call, { id: string; end: (how: Ending) => void }>();
@@ -56,8 +58,10 @@ export class Worker {
   get control(): ControlServer {
     return {
       describe: (_, done) => done(null, this.describe()),
-      getFile: (call) => void this.getFile(call),
-      stop: (call, done) => done(null, { found: this.end("stopped", call.request.requestId) }),
+      getFile: (call) => void this.getFile(call).catch((error) => fail(call, error)),
+      // without an id it is nobody's to stop
+      stop: ({ request: { requestId } }, done) =>
+        done(null, { found: requestId !== "" && this.end("stopped", requestId) }),
       drain: (_, done) => {
         this.isDraining = true;
         this.onDrain();
@@ -114,10 +118,10 @@ export class Worker {
       for await (const token of answer(request, this.pauseMs, aborting.signal)) {
         const [output, isLast] = generation.output(token);
         isDone = isLast;
-        if (!call.write(output)) {
-          await Promise.race([once(call, "drain"), once(call, "cancelled")]);
+        if (!call.write(output) && !aborting.signal.aborted) {
+          await drained(call, aborting.signal);
         }
-        if (isLast) {
+        if (isLast || aborting.signal.aborted) {
           break;
         }
       }
@@ -131,6 +135,8 @@ export class Worker {
         }
         call.end();
       }
+    } catch (error) {
+      fail(call, error); // the model's own: others go on
     } finally {
       this.running.delete(call);
       this.wake();
@@ -141,7 +147,11 @@ export class Worker {
     return DescribeResponse.fromPartial({
       instances: [this.instance],
       cards: [this.card],
-      state: this.isDraining ? WorkerState.WORKER_STATE_DRAINING : WorkerState.WORKER_STATE_READY,
+      state: this.isDraining
+        ? WorkerState.WORKER_STATE_DRAINING
+        : this.isReady
+          ? WorkerState.WORKER_STATE_READY
+          : WorkerState.WORKER_STATE_STARTING,
       numRequests: this.running.size,
       measuredAt: new Date(),
     });
@@ -162,6 +172,14 @@ export class Worker {
   }
 }
 
-function once(call: Call, event: string): Promise<void> {
-  return new Promise((done) => call.once(event, () => done()));
+/** Returns when the client has taken enough, or the request has ended. */
+async function drained(call: Call, signal: AbortSignal): Promise<void> {
+  await once(call, "drain", { signal }).catch(() => {});
+}
+
+/** Ends a call whose work broke; the client is told that, and the log what it was. */
+function fail(call: { emit(event: "error", error: object): boolean }, error: unknown): void {
+  console.error("a call failed:", error);
+  const text = "it failed: the worker's log says how";
+  call.emit("error", failure(status.INTERNAL, "INTERNAL", text));
 }

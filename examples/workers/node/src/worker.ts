@@ -8,7 +8,8 @@
 // It registers in etcd under a lease (ETCD_ENDPOINTS), serves Generate, answers health checks, obeys cancels, deadlines
 // and SIGTERM. answer.ts is what another model would replace.
 import { randomBytes } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { accessSync, readFileSync } from "node:fs";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 
@@ -23,7 +24,8 @@ import { Worker } from "./service.js";
 
 const { values: options } = parseArgs({
   options: {
-    address: { type: "string", default: "127.0.0.1:0" }, // to listen on, and to register
+    address: { type: "string", default: "127.0.0.1:0" }, // to listen on
+    advertise: { type: "string", default: "" }, // to register, where others reach it by another one
     card: { type: "string", default: "card.json" }, // as `dynamo-grpc card` prints it
     files: { type: "string", default: "." }, // the model folder, with the card's files
     "pause-ms": { type: "string", default: "5" }, // time that a token takes
@@ -33,6 +35,9 @@ const { values: options } = parseArgs({
 });
 
 const card = ModelCard.fromJSON(JSON.parse(readFileSync(options.card, "utf8")));
+for (const { name } of card.files) {
+  accessSync(join(options.files, name)); // before a frontend asks for it
+}
 const instance = Instance.fromPartial({
   namespace: "dynamo",
   component: "backend",
@@ -54,7 +59,7 @@ health.addToServer(server);
 const port = await new Promise<number>((done, failed) =>
   server.bindAsync(options.address, ServerCredentials.createInsecure(), (error, port) => (error ? failed(error) : done(port))),
 );
-instance.address = `${options.address.slice(0, options.address.lastIndexOf(":"))}:${port}`;
+instance.address = options.advertise || `${options.address.slice(0, options.address.lastIndexOf(":"))}:${port}`;
 
 const told = new Promise<void>((done) => {
   process.once("SIGTERM", done);
@@ -62,7 +67,10 @@ const told = new Promise<void>((done) => {
   worker.onDrain = done; // Control.Drain
 });
 const registration = new Registration(instance, card);
-await registration.start();
+if ((await Promise.race([registration.start(), told.then(() => "told")])) === "told") {
+  process.exit(0);
+}
+worker.isReady = true;
 for (const name of services) {
   health.setStatus(name, "SERVING");
 }
@@ -78,7 +86,7 @@ await registration.end(); // nobody finds it any more
 if ((await Promise.race([worker.idle(), sleep(Number(options["grace-s"]) * 1000, "late")])) === "late") {
   console.error("requests still run and are handed over");
   worker.handOver();
-  await worker.idle();
 }
-server.forceShutdown();
+// what was sent last must arrive, its status too; but nobody waits for a client that doesn't read
+await Promise.race([new Promise((done) => server.tryShutdown(done)), sleep(2000)]);
 process.exit(0);
