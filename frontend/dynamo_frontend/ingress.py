@@ -53,6 +53,7 @@ class Ingress:
     Attributes:
         port: that it listens on.
         requests: those that run.
+        num_streams: calls that carry requests, and are none themselves.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Ingress:
         self.is_draining = False
         self.port = 0
         self._empty, self._is_hurried = asyncio.Event(), False
+        self.num_streams = 0
         self._held: dict[Running, list[tuple[Record, contextlib.ExitStack]]] = {}
         self._server: grpc.aio.Server | None = None
         self._health: health.HealthServicer | None = None
@@ -138,7 +140,7 @@ class Ingress:
         await self.say_draining()  # what comes from here on is refused, and told where to go
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while self.requests and not self._is_hurried:
+                while self._held and not self._is_hurried:  # a stream on which nothing runs holds nobody up
                     self._empty.clear()
                     await self._empty.wait()
         for running in self.requests:
@@ -146,7 +148,7 @@ class Ingress:
         await server.stop(_STOP_S)
 
     def _load(self) -> tuple[dict[str, float], float | None]:
-        num = max(self._serving.num_running, len(self.requests))  # one whose trailer is made has left its place
+        num = max(self._serving.num_running, len(self.requests) - self.num_streams)
         return {"num_running": num}, num / limit if (limit := self._settings.max_requests) else None
 
     @property
@@ -202,6 +204,8 @@ class Ingress:
             context: the request's, if it isn't the call's: several may come by one call.
         """
         context = context or running.context
+        if refused := self._refusal():  # one of a stream that was open before
+            raise refused
         shown = "".join(char if char.isprintable() else "?" for char in model[:100])
         record = Record(self._metrics, context.id(), label, shown, is_stream=is_stream)
         record.span = trace.get_current_span()
@@ -226,6 +230,7 @@ class Ingress:
             self._held[running].remove((record, held))
             if not self._held[running]:
                 del self._held[running]
+                self._empty.set()
 
     def _give_up(self, running: Running, error: MeshError) -> None:
         """End a call whose client takes nothing. Its write may hang for as long as the client is there; its places are

@@ -125,6 +125,20 @@ async def test_leaving_a_stream_ends_its_requests(mesh: Mesh, grpc_front: Front,
     await eventually(lambda: not grpc_front.frontend.ingress.requests)
 
 
+async def test_a_stream_on_which_nothing_runs_holds_nobody_up(grpc_front: Front, stub: Any) -> None:
+    ingress = grpc_front.frontend.ingress
+    call = stub.ModelStreamInfer()
+    await call.write(ask(streaming=False))
+    assert not (await call.read()).error_message
+    await eventually(lambda: not ingress._held)
+    assert ingress._load()[0]["num_running"] == 0
+    await asyncio.wait_for(ingress.stop(60.0), 5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+        raise AssertionError("the stream is still open")
+    check_error(caught.value, "UNAVAILABLE", "ENGINE_SHUTDOWN", "the frontend is shutting down")
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "text", "field"),
     [

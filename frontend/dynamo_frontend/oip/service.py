@@ -125,7 +125,11 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(self, request_iterator: AsyncIterator[Any], context: Any) -> None:
         async def work(running: Running) -> None:
             ends_stream = "true" in dict(context.invocation_metadata() or ()).get(_ENDS_STREAM, "")
-            await _Stream(self, running, ends_stream=ends_stream).run(request_iterator)
+            self._ingress.num_streams += 1
+            try:
+                await _Stream(self, running, ends_stream=ends_stream).run(request_iterator)
+            finally:
+                self._ingress.num_streams -= 1
 
         await self._ingress.requests.serve(context, f"{SERVICE}/ModelStreamInfer", "", work)
 
