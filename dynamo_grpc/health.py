@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer as _HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -19,12 +19,40 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def _with_list() -> descriptor_pb2.FileDescriptorProto:
+    """Health's file with List, which the package has since 1.81 alone."""
+    file = descriptor_pb2.FileDescriptorProto()
+    health_pb2.DESCRIPTOR.CopyToProto(file)
+    if any(message.name == "HealthListRequest" for message in file.message_type):
+        return file
+    file.message_type.add(name="HealthListRequest")
+    response = file.message_type.add(name="HealthListResponse")
+    package, kinds = ".grpc.health.v1", descriptor_pb2.FieldDescriptorProto
+    entry = response.nested_type.add(name="StatusesEntry", options={"map_entry": True})
+    entry.field.add(name="key", number=1, type=kinds.TYPE_STRING, label=kinds.LABEL_OPTIONAL)
+    for message, name, number, label, kind in (
+        (entry, "value", 2, kinds.LABEL_OPTIONAL, f"{package}.HealthCheckResponse"),
+        (response, "statuses", 1, kinds.LABEL_REPEATED, f"{package}.HealthListResponse.StatusesEntry"),
+    ):
+        message.field.add(name=name, number=number, type=kinds.TYPE_MESSAGE, label=label, type_name=kind)
+    types = {"input_type": f"{package}.HealthListRequest", "output_type": f"{package}.HealthListResponse"}
+    file.service[0].method.add(name="List", **types)
+    return file
+
+
+#: Of our own making, and so in a pool of their own: the default one has the package's file of the same name.
+_POOL = descriptor_pool.DescriptorPool()
+_POOL.Add(_with_list())  # type: ignore[no-untyped-call,unused-ignore]
+_ListRequest: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("grpc.health.v1.HealthListRequest"))
+_ListResponse: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("grpc.health.v1.HealthListResponse"))
+
+
 class HealthServicer(_HealthServicer):  # type: ignore[misc]
     """Health with `List`, which the package's servicer leaves out."""
 
     async def List(self, request: Any, context: Any) -> Any:
         """All services with their status."""
-        response = health_pb2.HealthListResponse()
+        response = _ListResponse()
         for service, status in self._server_status.items():
             response.statuses[service].status = status
         return response
@@ -33,24 +61,24 @@ class HealthServicer(_HealthServicer):  # type: ignore[misc]
 def add_health(server: grpc.aio.Server) -> HealthServicer:
     """Add the health service; everything is NOT_SERVING until set."""
     servicer = HealthServicer()
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+    methods = {
         "Check": grpc.unary_unary_rpc_method_handler(
             servicer.Check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         ),
         "Watch": grpc.unary_stream_rpc_method_handler(
             servicer.Watch, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
         ),
+        "List": grpc.unary_unary_rpc_method_handler(
+            servicer.List, _ListRequest.FromString, _ListResponse.SerializeToString
+        ),
     }
-    if hasattr(health_pb2, "HealthListRequest"):  # since grpcio-health-checking 1.81
-        methods["List"] = grpc.unary_unary_rpc_method_handler(
-            servicer.List, health_pb2.HealthListRequest.FromString, health_pb2.HealthListResponse.SerializeToString
-        )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(HEALTH, methods),))
     return servicer
 
 
 class _PoolWithReflectionV1:
-    """The default descriptor pool, and grpc.reflection.v1, which no Python package registers.
+    """The default descriptor pool, behind one with grpc.reflection.v1, which no Python package registers, and with
+    health's List.
 
     A pool of its own, so that a package that one day registers the real file finds no other one in its way.
     """
@@ -70,13 +98,14 @@ class _PoolWithReflectionV1:
             method.input_type = method.input_type.replace("v1_____", "v1")
             method.output_type = method.output_type.replace("v1_____", "v1")
         self._own.Add(file)
+        self._own.Add(_with_list())
 
     def __getattr__(self, name: str) -> Any:
         def find(*args: Any) -> Any:
             try:
-                return getattr(self._default, name)(*args)
-            except KeyError:
                 return getattr(self._own, name)(*args)
+            except KeyError:
+                return getattr(self._default, name)(*args)
 
         return find
 

@@ -256,6 +256,8 @@ def test_health(tool: Tool, worker: tuple[str, Process]) -> None:
     assert messages(curl(tool, address, f"{service}/Check").stdout) == [{"status": "SERVING"}]
     assert "SERVING" in curl(tool, "-d", '{"service":"model/tiny"}', address, f"{service}/Check").stdout
     assert "NotFound" in curl(tool, "-d", '{"service":"nope"}', address, f"{service}/Check").stderr
+    (listed,) = messages(curl(tool, address, f"{service}/List").stdout)
+    assert listed["statuses"]["model/tiny"] == {"status": "SERVING"}  # type: ignore[index]
     watching = subprocess.Popen(
         [tool("grpcurl"), "-plaintext", address, f"{service}/Watch"],
         stdout=subprocess.PIPE,
