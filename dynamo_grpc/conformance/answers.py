@@ -290,6 +290,7 @@ async def overload(target: Target) -> None:
     if not refused:
         raise NotSeen(f"it took {_NUM_STREAMS} requests at once")
     for seen in refused:
+        seen.need(grpc.StatusCode.RESOURCE_EXHAUSTED, "a request without room", "OVERLOADED")
         retry = seen.detail(error_details_pb2.RetryInfo())
         if retry is None or retry.retry_delay.ToMilliseconds() <= 0:
             raise Broken(f"it refused with {seen.status}, and no retry_delay")

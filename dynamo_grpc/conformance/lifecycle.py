@@ -301,8 +301,7 @@ async def drain(target: Target) -> None:
             if change is grpc.aio.EOF or change.status != health_pb2.HealthCheckResponse.NOT_SERVING:
                 raise Broken("health didn't change to NOT_SERVING")
             new = await target.read(target.ask())
-            if new.code is not grpc.StatusCode.UNAVAILABLE:
-                raise Broken(f"a new request ended with {new.status}, not UNAVAILABLE")
+            new.need(grpc.StatusCode.UNAVAILABLE, "a new request", "DRAINING")
             seen = await target.finish(call)
     except TimeoutError:
         raise Broken(f"it had not drained after {CALL_S:g} s") from None

@@ -31,7 +31,7 @@ async def empty_prompt(target: Target) -> None:
     """A request without a prompt is INVALID_ARGUMENT."""
     request = Request(model=target.model)
     request.stop_conditions.max_tokens = 4
-    (await target.read(request)).need(INVALID, "a request without a prompt")
+    (await target.read(request)).need(INVALID, "a request without a prompt", "INVALID_REQUEST")
 
 
 @rules.rule()
@@ -39,7 +39,7 @@ async def one_prompt(target: Target) -> None:
     """A request with token_ids and text is INVALID_ARGUMENT."""
     request = target.ask()
     request.text, request.token_ids[:] = "text", [5]
-    (await target.read(request)).need(INVALID, "a request with token_ids and text")
+    (await target.read(request)).need(INVALID, "a request with token_ids and text", "INVALID_REQUEST")
 
 
 @rules.rule()
@@ -51,7 +51,7 @@ async def kind_of_prompt(target: Target) -> None:
         request.token_ids.extend([5, 6])
     else:
         request.text = "text"
-    (await target.read(request)).need(UNIMPLEMENTED, "token_ids" if target.takes_text else "text")
+    (await target.read(request)).need(UNIMPLEMENTED, "token_ids" if target.takes_text else "text", "UNSUPPORTED")
 
 
 @rules.rule()
@@ -59,7 +59,7 @@ async def zero_is_a_value(target: Target) -> None:
     """max_tokens = 0 is INVALID_ARGUMENT: zero is not unset."""
     request = target.ask()
     request.stop_conditions.max_tokens = 0
-    (await target.read(request)).need(INVALID, "max_tokens = 0")
+    (await target.read(request)).need(INVALID, "max_tokens = 0", "INVALID_REQUEST")
 
 
 @rules.rule()
@@ -68,7 +68,7 @@ async def ranges(target: Target) -> None:
     for name, value in (("temperature", -1.0), ("top_p", 2.0), ("presence_penalty", 3.0)):
         request = target.ask()
         setattr(request.sampling_options, name, value)
-        (await target.read(request)).need(INVALID, f"{name} = {value:g}")
+        (await target.read(request)).need(INVALID, f"{name} = {value:g}", "INVALID_REQUEST")
 
 
 @rules.rule()
@@ -78,7 +78,7 @@ async def token_range(target: Target) -> None:
         raise NotSeen("it takes text, or the card says no vocab_size")
     request = target.ask()
     request.token_ids.append(target.card.vocab_size)
-    (await target.read(request)).need(INVALID, f"token id {target.card.vocab_size}")
+    (await target.read(request)).need(INVALID, f"token id {target.card.vocab_size}", "INVALID_REQUEST")
 
 
 @rules.rule()
@@ -87,7 +87,7 @@ async def context_length(target: Target) -> None:
     length = target.card.context_length
     if target.takes_text or not 0 < length <= 4_000_000:
         raise NotSeen("it takes text, or the card says no context_length (or one that is too large to try)")
-    (await target.read(target.ask(4, length))).need(INVALID, f"a prompt of {length} tokens")
+    (await target.read(target.ask(4, length))).need(INVALID, f"a prompt of {length} tokens", "CONTEXT_LENGTH_EXCEEDED")
 
 
 @rules.rule()
@@ -95,7 +95,7 @@ async def unknown_model(target: Target) -> None:
     """A model that isn't served is NOT_FOUND."""
     request = target.ask()
     request.model = "no-such-model-ü"
-    (await target.read(request)).need(grpc.StatusCode.NOT_FOUND, "an unknown model")
+    (await target.read(request)).need(grpc.StatusCode.NOT_FOUND, "an unknown model", "MODEL_NOT_FOUND")
 
 
 @rules.rule()
@@ -103,7 +103,7 @@ async def card(target: Target) -> None:
     """A request that was prepared for another model card (mdc_sum) is FAILED_PRECONDITION."""
     request = target.ask()
     request.mdc_sum = "0" * 16
-    (await target.read(request)).need(grpc.StatusCode.FAILED_PRECONDITION, "mdc_sum of another card")
+    (await target.read(request)).need(grpc.StatusCode.FAILED_PRECONDITION, "mdc_sum of another card", "CARD_MISMATCH")
     if target.card.checksum:
         request.mdc_sum = target.card.checksum
         (await target.read(request)).need_ok()
@@ -115,7 +115,7 @@ async def capabilities(target: Target) -> None:
     for capability in sorted(_NEEDS.keys() - set(target.card.capabilities)):
         request = target.ask()
         request.MergeFrom(Request(**_NEEDS[capability]))  # type: ignore[arg-type]
-        (await target.read(request)).need(UNIMPLEMENTED, f"a request that needs {capability!r}")
+        (await target.read(request)).need(UNIMPLEMENTED, f"a request that needs {capability!r}", "UNSUPPORTED")
 
 
 @rules.rule()

@@ -94,14 +94,19 @@ class Seen:
             raise Broken(f"a plain request ended with {self.status}")
         return self
 
-    def need(self, code: grpc.StatusCode, what: str) -> None:
+    def need(self, code: grpc.StatusCode, what: str, reason: str = "") -> None:
         """See that the call ended with an error.
+
+        Args:
+            reason: that its ErrorInfo must have, if it has one; another rule wants that.
 
         Raises:
             Broken: it didn't, or with another one.
         """
         if self.code is not code:
             raise Broken(f"{what}: {self.status}" + (f" after {len(self.outputs)} outputs" if self.outputs else ""))
+        if reason and self.reason() not in ("", reason):
+            raise Broken(f"{what}: {self.status}, and its reason is {self.reason()}, not {reason}")
 
 
 class Target:

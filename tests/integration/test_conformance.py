@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -123,8 +122,10 @@ class Wrong(inference_pb2_grpc.InferenceServicer, control_pb2_grpc.ControlServic
         )
         is_short = request.stop_conditions.max_tokens < 100
         outputs: list[Any] = []
+        goes_on = False
         try:
-            async for output in call:
+            # shielded: a cancel of the task that reads would be a cancel of the call
+            while (output := await asyncio.shield(asyncio.ensure_future(call.read()))) is not grpc.aio.EOF:
                 outputs.append(output)
                 if not is_short:
                     for changed in self.outputs(outputs, request):
@@ -136,13 +137,17 @@ class Wrong(inference_pb2_grpc.InferenceServicer, control_pb2_grpc.ControlServic
         except grpc.aio.AioRpcError as error:
             await self._abort(context, error, request)
         except asyncio.CancelledError:
-            self.cancelled(asked, is_late=timeout_s is not None)  # calls that the kit cancels have none
+            goes_on = self.goes_on_after(is_late=timeout_s is not None)  # calls that the kit cancels have none
             raise
         finally:
-            call.cancel()
+            if goes_on:
+                self.kept.append(asyncio.ensure_future(cancel_later(call)))
+            else:
+                call.cancel()
 
-    def cancelled(self, request: Any, *, is_late: bool) -> None:
-        """The client has cancelled the call, or its deadline has passed."""
+    def goes_on_after(self, *, is_late: bool) -> bool:
+        """Whether the work goes on when the client has cancelled the call, or its deadline has passed."""
+        return False
 
     async def _abort(self, context: Any, error: grpc.aio.AioRpcError, request: Any) -> None:
         trailers = dict(tuple(error.trailing_metadata() or ()))
@@ -200,6 +205,14 @@ class Wrong(inference_pb2_grpc.InferenceServicer, control_pb2_grpc.ControlServic
     async def Watch(self, request: Any, context: Any) -> Any:
         async for status in self.health.Watch(request):
             yield status
+
+
+async def cancel_later(call: Any) -> None:
+    """After longer than it may go on, and before the next rule."""
+    try:
+        await asyncio.sleep(1.6)
+    finally:
+        call.cancel()
 
 
 @asynccontextmanager
@@ -441,14 +454,8 @@ class WatchesOnce(Wrong):
 class GoesOn(Wrong):
     """What a call began goes on after its cancel, or after its deadline."""
 
-    def cancelled(self, request: Any, *, is_late: bool) -> None:
-        async def go_on() -> None:
-            with contextlib.suppress(grpc.aio.AioRpcError):  # for longer than it may, and not into the next rule
-                async for _ in self.inference.Generate(request, timeout=1.6):
-                    pass
-
-        if is_late == self.after_deadlines:
-            self.kept.append(asyncio.ensure_future(go_on()))
+    def goes_on_after(self, *, is_late: bool) -> bool:
+        return is_late == self.after_deadlines
 
 
 class GoesOnAfterDeadlines(GoesOn):

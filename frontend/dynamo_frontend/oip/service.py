@@ -261,6 +261,8 @@ class _Asked:
             options |= _json_object(packed)
         for name in _TRANSPORT:
             options.pop(name, None)
+        if taken := options.keys() & {"model", "prompt", "stream"}:
+            raise InvalidRequestError(f"{min(taken)} is no parameter: the request has it", param=min(taken))
         self._wanted = [output.name for output in request.outputs] or [name for name, *_ in _OUTPUTS]
         if unknown := set(self._wanted) - {name for name, *_ in _OUTPUTS}:
             raise InvalidRequestError(f"there is no output {min(unknown)!r}: there are text_output and finish_reason")
