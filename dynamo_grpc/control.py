@@ -104,10 +104,7 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         return control_pb2.GetMetricsResponse(text=text.decode())
 
     async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
-        found = [running for running in self._server.requests if running.context.id() == request.request_id]
-        for running in found:
-            running.context.stop_generating()
-        return control_pb2.StopResponse(found=bool(found))
+        return control_pb2.StopResponse(found=self._server.requests.stop(request.request_id))
 
     async def SubscribeKvEvents(self, request: Any, context: Any) -> None:  # type: ignore[override]
         await abort(context, UnsupportedError("this worker publishes no KV events"))

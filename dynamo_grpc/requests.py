@@ -116,6 +116,13 @@ class Requests:
     def __iter__(self) -> Iterator[Running]:
         return iter(tuple(self._running.values()))
 
+    def stop(self, request_id: str) -> bool:
+        """End requests of an id gently; says whether there were any."""
+        found = [running for running in self if running.context.id() == request_id]
+        for running in found:
+            running.context.stop_generating()
+        return bool(found)
+
     async def serve(self, call: Call, method: str, request_id: str, work: Work) -> None:
         """Run one request: `work` sends its outputs, and what it raises becomes the call's status."""
         metadata = headers(tuple(call.invocation_metadata() or ()))

@@ -303,17 +303,21 @@ class Server:
         return None
 
 
+def authority(host: str, port: int) -> str:
+    """Host and port as addresses have them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:
     """Listen; gives the port.
 
     Raises:
         ConfigurationError: it is taken.
     """
-    host = f"[{host}]" if ":" in host else host
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        return server.add_insecure_port(authority(host, port))
     except RuntimeError as error:
-        text = f"can't listen on {host}:{port}: the port is taken, or the host is not ours"
+        text = f"can't listen on {authority(host, port)}: the port is taken, or the host is not ours"
         raise ConfigurationError(text) from error
 
 
@@ -339,4 +343,4 @@ def advertised_address(advertise: str, host: str, port: int) -> str:
                 f"--host {host} needs --advertise HOST[:PORT]: which address do others reach it at?"
             )
         return f"{pod_ip}:{port}"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return authority(host, port)

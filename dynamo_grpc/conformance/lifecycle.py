@@ -118,10 +118,8 @@ async def _running(target: Target, **kwargs: Any) -> AsyncIterator[Any]:
 
 async def _until_idle(target: Target) -> None:
     """Wait until nothing runs that could spoil what comes next; how long that takes is judged elsewhere."""
-    with contextlib.suppress(TimeoutError, NotSeen):
-        async with asyncio.timeout(CALL_S):
-            while await target.num_requests():  # noqa: ASYNC110 - it is asked over the wire
-                await asyncio.sleep(0.01)
+    with contextlib.suppress(NotSeen):
+        await target.wait_idle(CALL_S)
 
 
 async def _need_slow(target: Target) -> None:

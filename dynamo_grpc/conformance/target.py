@@ -247,11 +247,15 @@ class Target:
         Raises:
             Broken: something still does after END_S.
         """
-        end = time.monotonic() + END_S
-        while num := await self.num_requests():
-            if time.monotonic() > end:
-                raise Broken(f"{num} requests still run {END_S:g} s after {what}")
+        if num := await self.wait_idle(END_S):
+            raise Broken(f"{num} requests still run {END_S:g} s after {what}")
+
+    async def wait_idle(self, limit_s: float) -> int:
+        """Wait until nothing runs; gives how many still do at the limit."""
+        end = time.monotonic() + limit_s
+        while (num := await self.num_requests()) and time.monotonic() <= end:  # noqa: ASYNC110 - it is asked over the wire
             await asyncio.sleep(0.01)
+        return num
 
     async def serves(self, service: str = "") -> str:
         """What its health service says of a service."""

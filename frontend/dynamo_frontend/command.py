@@ -37,6 +37,7 @@ from dynamo_grpc.cli.options import (
 from dynamo_grpc.entry import SAME_SIGNAL_S
 from dynamo_grpc.migration import MIGRATION_LIMIT
 from dynamo_grpc.names import EndpointName
+from dynamo_grpc.server import authority
 from dynamo_grpc.telemetry import configure_tracing
 
 logger = logging.getLogger(__name__)
@@ -243,8 +244,8 @@ def frontend(**options: Any) -> None:
     )
 
     def say() -> None:
-        grpc = f"gRPC at {_authority(host, app.ingress.port)}; " if app.ingress.port else ""
-        _say(f"frontend ready at http://{_authority(host, port)} ({grpc}{registry.description})", options["ready_fd"])
+        grpc = f"gRPC at {authority(host, app.ingress.port)}; " if app.ingress.port else ""
+        _say(f"frontend ready at http://{authority(host, port)} ({grpc}{registry.description})", options["ready_fd"])
 
     server = _Server(config, app, options["shutdown_grace_s"], say)
     with contextlib.suppress(KeyboardInterrupt):  # raised again by uvicorn when it has ended
@@ -311,10 +312,6 @@ def _grpc_port(options: dict[str, Any]) -> int | None:
     return port
 
 
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _say(ready: str, ready_fd: int | None) -> None:
     if ready_fd is None:
         click.echo(ready)
@@ -339,7 +336,7 @@ def _run_processes(options: dict[str, Any], registry: str) -> None:
         return _listen(host, port or options["http_port"], shares_port=True)
 
     def ready(port: int) -> str:
-        grpc = "" if options["grpc_port"] == "off" else f"gRPC at {_authority(host, options['grpc_port'])}; "
+        grpc = "" if options["grpc_port"] == "off" else f"gRPC at {authority(host, options['grpc_port'])}; "
         return f"frontend ready at http://{host}:{port} ({grpc}{registry}, {count} processes)"
 
     stop_s = options["shutdown_grace_s"] + options["shutdown_timeout_s"] + 5.0

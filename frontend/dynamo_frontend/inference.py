@@ -148,10 +148,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return response
 
     async def Stop(self, request: control_pb2.StopRequest, context: Any) -> control_pb2.StopResponse:  # type: ignore[override]
-        found = [running for running in self._ingress.requests if running.context.id() == request.request_id]
-        for running in found:
-            running.context.stop_generating()
-        return control_pb2.StopResponse(found=bool(found))
+        return control_pb2.StopResponse(found=self._ingress.requests.stop(request.request_id))
 
     async def _elsewhere(self, request: Any, context: Any) -> Any:
         await abort(context, UnsupportedError("a frontend doesn't serve this: ask a worker"))

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from dynamo_frontend.answer import LOOK_S, STALL_S
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.metrics import Metrics
-from dynamo_frontend.record import Record
+from dynamo_frontend.record import Record, shown_name
 from dynamo_frontend.serving import Serving, told_of
 from dynamo_frontend.settings import FrontendSettings
 from dynamo_grpc import (
@@ -206,8 +206,7 @@ class Ingress:
         context = context or running.context
         if refused := self._refusal():  # one of a stream that was open before
             raise refused
-        shown = "".join(char if char.isprintable() else "?" for char in model[:100])
-        record = Record(self._metrics, context.id(), label, shown, is_stream=is_stream)
+        record = Record(self._metrics, context.id(), label, shown_name(model), is_stream=is_stream)
         record.span = trace.get_current_span()
         self._serving.book.add(record)
         held = contextlib.ExitStack()

@@ -6,13 +6,12 @@ choices are asked for one by one where the worker makes one at a time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.preprocess import (
     Part,
     Shown,
-    chat_tokens,
     check_can_prepare,
     check_stops,
     naming,
@@ -21,13 +20,13 @@ from dynamo_frontend.preprocess import (
     tokenize,
 )
 from dynamo_frontend.relay import Piece, join
-from dynamo_frontend.schemas import Templated
+from dynamo_frontend.schemas import Role, Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import check_request, makes_vectors_alone
 
-_ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLES = get_args(Role)
 _REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
 
@@ -98,10 +97,11 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
         if message.HasField("tools"):
             raise UnsupportedError("tools are not supported here", param="tools")
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
-        if message.output_options.formatted_prompt:
-            formatted = render(model, turns, Templated())
         with naming("messages"):
-            token_ids = await chat_tokens(model, turns, Templated())
+            text = render(model, turns, Templated())
+            token_ids = await tokenize(model, text, add_special_tokens=False)
+        if message.output_options.formatted_prompt:
+            formatted = text
     message.ClearField("text")
     message.ClearField("messages")
     message.token_ids.extend(token_ids)

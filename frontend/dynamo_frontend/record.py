@@ -33,6 +33,11 @@ _ERROR_TYPES = {
 }
 
 
+def shown_name(name: str) -> str:
+    """A model's name as a client gave it, fit for one line of a log."""
+    return "".join(char if char.isprintable() else "?" for char in name[:100])
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """One request. `end` is called once, however it ended.

@@ -28,11 +28,14 @@ class TextPart(BaseModel):
     text: str | None = None
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
 class Message(BaseModel):
     """One turn of a chat; templates may know more fields than these."""
 
     model_config = ConfigDict(extra="allow")
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: str | list[TextPart] | None = None
     name: str | None = None
 

@@ -17,7 +17,7 @@ from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import Book, explain
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
-from dynamo_frontend.record import Record
+from dynamo_frontend.record import Record, shown_name
 from dynamo_frontend.settings import FrontendSettings
 from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError, semconv
 from dynamo_grpc.admission import Drain
@@ -67,7 +67,7 @@ class Serving:
             if self._settings.is_strict and (strange := body.unknown()):
                 raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
             record.is_stream = body.stream
-            record.model = "".join(char if char.isprintable() else "?" for char in body.model[:100])
+            record.model = shown_name(body.model)
             context = Context(request_id, timeout_s=timeout_of(request))
             mode, instance_id = self._settings.router_mode, instance_of(request)
             wants_route = self._settings.has_admin_api and "x-explain-route" in headers_of(request)

@@ -151,8 +151,9 @@ class ChatTemplate:
         self._environment = _Environment()
         self._variables = dict(variables)
         try:
-            self.takes_parts = _looks_at_parts(self._environment.parse(source))
-            self._template = self._environment.from_string(source)
+            tree = self._environment.parse(source)
+            self.takes_parts = _looks_at_parts(tree)
+            self._template = self._environment.from_string(tree)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigurationError(f"the chat template is wrong in line {error.lineno}: {error.message}") from error
 
