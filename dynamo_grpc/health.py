@@ -19,7 +19,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def _with_list() -> descriptor_pb2.FileDescriptorProto:
+def _health_with_list() -> descriptor_pb2.FileDescriptorProto:
     """Health's file with List, which the package has since 1.81 alone."""
     file = descriptor_pb2.FileDescriptorProto()
     health_pb2.DESCRIPTOR.CopyToProto(file)
@@ -40,9 +40,27 @@ def _with_list() -> descriptor_pb2.FileDescriptorProto:
     return file
 
 
-#: Of our own making, and so in a pool of their own: the default one has the package's file of the same name.
+def _reflection_v1() -> descriptor_pb2.FileDescriptorProto:
+    """v1alpha's file under v1's names: no Python package has it."""
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    text = file.SerializeToString().replace(b"grpc.reflection.v1alpha", b"grpc.reflection.v1_____")
+    file = descriptor_pb2.FileDescriptorProto.FromString(text)  # same lengths, so still a valid message
+    file.name, file.package = "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"
+    for message in file.message_type:
+        for field in (f for f in message.field if f.type_name):
+            field.type_name = field.type_name.replace("v1_____", "v1")
+    for method in file.service[0].method:
+        method.input_type = method.input_type.replace("v1_____", "v1")
+        method.output_type = method.output_type.replace("v1_____", "v1")
+    return file
+
+
+#: Of files that no package registers, or not as they are here: a pool of their own, so that the default one takes the
+#: packages' files of the same names.
 _POOL = descriptor_pool.DescriptorPool()
-_POOL.Add(_with_list())  # type: ignore[no-untyped-call,unused-ignore]
+for _file in (_health_with_list(), _reflection_v1()):
+    _POOL.Add(_file)  # type: ignore[no-untyped-call,unused-ignore]
 _ListRequest: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("grpc.health.v1.HealthListRequest"))
 _ListResponse: Any = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("grpc.health.v1.HealthListResponse"))
 
@@ -76,36 +94,15 @@ def add_health(server: grpc.aio.Server) -> HealthServicer:
     return servicer
 
 
-class _PoolWithReflectionV1:
-    """The default descriptor pool, behind one with grpc.reflection.v1, which no Python package registers, and with
-    health's List.
-
-    A pool of its own, so that a package that one day registers the real file finds no other one in its way.
-    """
-
-    def __init__(self) -> None:
-        self._default = descriptor_pool.Default()
-        self._own = descriptor_pool.DescriptorPool()
-        file = descriptor_pb2.FileDescriptorProto()
-        reflection_pb2.DESCRIPTOR.CopyToProto(file)
-        text = file.SerializeToString().replace(b"grpc.reflection.v1alpha", b"grpc.reflection.v1_____")
-        file = descriptor_pb2.FileDescriptorProto.FromString(text)  # same lengths, so still a valid message
-        file.name, file.package = "grpc/reflection/v1/reflection.proto", "grpc.reflection.v1"
-        for message in file.message_type:
-            for field in (f for f in message.field if f.type_name):
-                field.type_name = field.type_name.replace("v1_____", "v1")
-        for method in file.service[0].method:
-            method.input_type = method.input_type.replace("v1_____", "v1")
-            method.output_type = method.output_type.replace("v1_____", "v1")
-        self._own.Add(file)
-        self._own.Add(_with_list())
+class _Pool:
+    """The default descriptor pool behind our own."""
 
     def __getattr__(self, name: str) -> Any:
         def find(*args: Any) -> Any:
             try:
-                return getattr(self._own, name)(*args)
+                return getattr(_POOL, name)(*args)
             except KeyError:
-                return getattr(self._default, name)(*args)
+                return getattr(descriptor_pool.Default(), name)(*args)
 
         return find
 
@@ -113,7 +110,7 @@ class _PoolWithReflectionV1:
 def add_reflection(server: grpc.aio.Server, services: list[str]) -> None:
     """Add reflection v1alpha and v1 (their messages are the same) for `services`."""
     names = sorted({*services, HEALTH, _REFLECTION_V1, _REFLECTION_V1ALPHA})
-    servicer = ReflectionServicer(names, pool=_PoolWithReflectionV1())
+    servicer = ReflectionServicer(names, pool=_Pool())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.embeddings import ask, prepare_embed
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.messages import Outputs, prepare_message
-from dynamo_frontend.preprocess import Part
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Relay, Relays
+from dynamo_frontend.relay import Asking
 from dynamo_frontend.writing import whole
 from dynamo_grpc import UnsupportedError
 from dynamo_grpc.lifecycle import State
@@ -42,9 +41,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
         async def work(running: Running) -> None:
             async def generate(record: Record, model: Model) -> None:
-                async with self._asking(request, running, record, model) as (make_relays, outputs):
-                    outputs.add(await whole(make_relays, record.begin_again))
-                    answers.append(outputs.take(make_relays.made.usage))
+                async with self._asking(request, running, record, model) as (asking, outputs):
+                    outputs.add(await whole(asking, record.begin_again))
+                    answers.append(outputs.take(asking.made.usage))
 
             await self._ingress.account(running, "generate_once", request.model, generate)
 
@@ -75,59 +74,31 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     ) -> None:
         """Send a model's outputs; all that comes while one is sent goes with the next."""
         send = running.sender.send
-        async with self._asking(request, running, record, model) as (make_relays, outputs):
+        async with self._asking(request, running, record, model) as (asking, outputs):
 
             async def rest() -> None:
                 if outputs.has_some:
                     await send(outputs.take())
 
             with self._ingress.stall_watch(running, lambda: outputs.sequence):
-                relays = make_relays()
+                relays = asking()
                 await relays.run(outputs.add, rest)
                 await send(outputs.take(relays.usage))
 
     @contextlib.asynccontextmanager
     async def _asking(
         self, request: inference_pb2.PreprocessedRequest, running: Running, record: Record, model: Model
-    ) -> AsyncIterator[tuple[_Maker, Outputs]]:
-        """What asks a model, and what makes outputs of its answer; the tokens are counted at the end."""
+    ) -> AsyncIterator[tuple[Asking, Outputs]]:
+        """What asks a model, and what makes outputs of its answer."""
         instance_id = request.routing.instance_id if request.routing.HasField("instance_id") else None
         if instance_id is None:
             model.router.check_room()
         parts, shown, formatted = await prepare_message(request, model)
-        record.prompt_is_ready(parts)
-        for part in parts:
-            part.message.request_id = running.context.id()
-        mode = self._ingress.router_mode
         wants_none = request.output_options.HasField("text") and not request.output_options.text
-        outputs = Outputs(record.num_choices, has_text=shown.has_text and not wants_none, formatted=formatted)
-
-        def relay(part: Part) -> Relay:
-            made = Relay(model, part, shown, running.context, record, mode, instance_id)
-            if part.index == 0:
-                made.on_more = outputs.add_more
-            return made
-
-        make_relays = _Maker(lambda: Relays([relay(part) for part in parts]))
-        try:
-            yield make_relays, outputs
-        finally:
-            record.count(make_relays.made.usage)
-
-
-class _Maker:
-    """Makes the relays of a request, again when it is begun again.
-
-    Attributes:
-        made: the last ones.
-    """
-
-    def __init__(self, make: Callable[[], Relays]) -> None:
-        self._make, self.made = make, Relays([])
-
-    def __call__(self) -> Relays:
-        self.made = self._make()
-        return self.made
+        with Asking(model, parts, shown, running.context, record, self._ingress.router_mode, instance_id) as asking:
+            outputs = Outputs(record.num_choices, has_text=shown.has_text and not wants_none, formatted=formatted)
+            asking.on_more = outputs.add_more
+            yield asking, outputs
 
 
 class ControlService(control_pb2_grpc.ControlServicer):

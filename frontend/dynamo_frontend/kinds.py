@@ -15,7 +15,7 @@ from dynamo_frontend.choices import echoes, select_completion
 from dynamo_frontend.embeddings import EmbeddingsRequest, ask, body_of, prepare_embeddings
 from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, shown_of
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Piece, Relay, Relays
+from dynamo_frontend.relay import Asking, Piece
 from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
 from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling, StreamOptions
 from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
@@ -93,38 +93,26 @@ class Generating(Kind[R]):
         return self.errors
 
     async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
-        body, context, record = exchange.body, exchange.context, exchange.record
+        body, record = exchange.body, exchange.record
         sampling = self.to_sampling(body)
         with naming(self.prompt_field):
             parts = await self.prepare(sampling, model)
             shown = shown_of(sampling)
-        record.prompt_is_ready(parts)
-        for part in parts:
-            part.message.request_id = exchange.request_id
-        relays = Relays([])
-
-        def make_relays() -> Relays:
-            nonlocal relays
-            mode, instance_id = exchange.mode, exchange.instance_id
-            relays = Relays([Relay(model, part, shown, context, record, mode, instance_id) for part in parts])
-            return relays
-
         assert model.preparation is not None
         options = (body.stream and sampling.stream_options) or StreamOptions()
         tokenizer = model.preparation.tokenizer
         shape = self.shape(exchange.request_id, body, tokenizer and tokenizer.spelling)
-        try:
+        with Asking(model, parts, shown, exchange.context, record, exchange.mode, exchange.instance_id) as asking:
             if body.stream:
-                begin = shape.begin(record.num_choices, make_relays().usage)
+                relays = asking()
+                begin = shape.begin(record.num_choices, relays.usage)
                 begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
                 await stream(writer, relays, shape, begin, options)
             else:
-                pieces = self.select(sampling, await whole(make_relays, record.begin_again), parts)
-                usage, num = relays.usage, record.num_migrations
+                pieces = self.select(sampling, await whole(asking, record.begin_again), parts)
+                usage, num = asking.made.usage, record.num_migrations
                 moved = [(b"x-migrations", b"%d" % num)] if num else []
                 await writer.json(200, shape.body(pieces, usage, num), moved)
-        finally:
-            record.count(relays.usage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,50 @@ class Relays:
             raise group.exceptions[0] from None
 
 
+class Asking:
+    """Asks a model for one answer: called, it makes the relays, and again when the answer is begun again. To be entered
+    when the prompt is ready; at the end, the tokens of the last relays are counted.
+
+    Attributes:
+        made: the last relays.
+        on_more: told of each output of the first part that is more than a token.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        parts: Sequence[Part],
+        shown: Shown,
+        context: Context,
+        record: Record,
+        mode: RouterMode,
+        instance_id: int | None = None,
+    ) -> None:
+        self._model, self._parts, self._shown, self._context, self._record = model, parts, shown, context, record
+        self._mode, self._instance_id = mode, instance_id
+        self.made = Relays([])
+        self.on_more: Callable[[pb.GenerateResponse], None] | None = None
+
+    def __enter__(self) -> Asking:
+        self._record.prompt_is_ready(self._parts)
+        for part in self._parts:
+            part.message.request_id = self._context.id()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._record.count(self.made.usage)
+
+    def __call__(self) -> Relays:
+        self.made = Relays([self._relay(part) for part in self._parts])
+        return self.made
+
+    def _relay(self, part: Part) -> Relay:
+        relay = Relay(self._model, part, self._shown, self._context, self._record, self._mode, self._instance_id)
+        if part.index == 0:
+            relay.on_more = self.on_more
+        return relay
+
+
 async def collect(relay: Relays) -> list[Piece]:
     """All pieces of a request, joined."""
     kept: list[Piece] = []

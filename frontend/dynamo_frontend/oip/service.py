@@ -8,9 +8,9 @@ parameters of the request, or as one JSON object in the tensor `sampling_paramet
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ from dynamo_frontend.oip import open_inference_pb2 as pb
 from dynamo_frontend.oip import open_inference_pb2_grpc as pb_grpc
 from dynamo_frontend.preprocess import naming, prepare_completion, shown_of
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Piece, Relay, Relays, join
+from dynamo_frontend.relay import Asking, Piece, Relays, join
 from dynamo_frontend.schemas import CompletionRequest
 from dynamo_frontend.serving import told_of
 from dynamo_frontend.writing import whole
@@ -127,23 +127,22 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
             ends_stream = "true" in dict(context.invocation_metadata() or ()).get(_ENDS_STREAM, "")
             self._ingress.num_streams += 1
             try:
-                await _Stream(self, running, ends_stream=ends_stream).run(request_iterator)
+                answer = partial(self._infer_in_stream, running)
+                stream = _Stream(running, answer, ends_stream=ends_stream)
+                with self._ingress.stall_watch(running, lambda: stream.num_sent):
+                    await stream.run(request_iterator)
             finally:
                 self._ingress.num_streams -= 1
 
         await self._ingress.requests.serve(context, f"{SERVICE}/ModelStreamInfer", "", work)
 
-    async def infer_in_stream(self, request: Any, running: Running, send: Any) -> None:
+    async def _infer_in_stream(self, running: Running, request: Any, send: Any) -> None:
         """One request of a stream."""
         context = Context(printable(request.id) or None, timeout_s=running.context.remaining_s())
         try:
             await self._infer(request, running, context, send, "model_stream_infer", may_stream=True)
         finally:
             context.kill()  # what still runs for it ends with it
-
-    def stall_watch(self, running: Running, num_sent: Any) -> contextlib.AbstractContextManager[None]:
-        """As the ingress's."""
-        return self._ingress.stall_watch(running, num_sent)
 
     async def _infer(
         self, request: Any, running: Running, context: Context, send: Any, label: str, *, may_stream: bool = False
@@ -164,24 +163,12 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
         with naming("text_input"):
             parts = await prepare_completion(body, model)
             shown = shown_of(body)
-        record.prompt_is_ready(parts)
-        for part in parts:
-            part.message.request_id = context.id()
-        mode, relays = self._ingress.router_mode, Relays([])
-
-        def make_relays() -> Relays:
-            nonlocal relays
-            relays = Relays([Relay(model, part, shown, context, record, mode, None) for part in parts])
-            return relays
-
-        try:
+        with Asking(model, parts, shown, context, record, self._ingress.router_mode) as asking:
             if body.stream:
-                await self._stream(asked, make_relays(), [piece for part in parts for piece in echoes(part)], send)
+                await self._stream(asked, asking(), [piece for part in parts for piece in echoes(part)], send)
             else:
-                pieces = select_completion(body, await whole(make_relays, record.begin_again), parts)
+                pieces = select_completion(body, await whole(asking, record.begin_again), parts)
                 await send(asked.response(pieces), is_last=True)
-        finally:
-            record.count(relays.usage)
 
     @staticmethod
     async def _stream(asked: _Asked, relays: Relays, waiting: list[Piece], send: Any) -> None:
@@ -202,22 +189,28 @@ class OpenInferenceService(pb_grpc.GRPCInferenceServiceServicer):
 
 
 class _Stream:
-    """The requests of one ModelStreamInfer call: they run beside each other, and each fails for itself."""
+    """The requests of one ModelStreamInfer call: they run beside each other, and each fails for itself.
 
-    def __init__(self, service: OpenInferenceService, running: Running, *, ends_stream: bool) -> None:
-        self._service, self._running, self._ends_stream = service, running, ends_stream
+    Args:
+        infer: answers one of them, by what it is given to send with.
+
+    Attributes:
+        num_sent: so many messages were sent.
+    """
+
+    def __init__(self, running: Running, infer: Callable[[Any, Any], Awaitable[None]], *, ends_stream: bool) -> None:
+        self._running, self._infer, self._ends_stream = running, infer, ends_stream
         self._lock = asyncio.Lock()
-        self._num_sent = 0
+        self.num_sent = 0
         self._slots = asyncio.Semaphore(_MAX_IN_STREAM)
 
     async def run(self, requests: AsyncIterator[Any]) -> None:
         """Until the client sends no more, and all is answered."""
         try:
-            with self._service.stall_watch(self._running, lambda: self._num_sent):
-                async with asyncio.TaskGroup() as tasks:
-                    async for request in requests:
-                        await self._slots.acquire()
-                        tasks.create_task(self._answer(request))
+            async with asyncio.TaskGroup() as tasks:
+                async for request in requests:
+                    await self._slots.acquire()
+                    tasks.create_task(self._answer(request))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -227,7 +220,7 @@ class _Stream:
             await self._send(pb.ModelStreamInferResponse(infer_response=response))
 
         try:
-            await self._service.infer_in_stream(request, self._running, send)
+            await self._infer(request, send)
         except MeshError as error:
             if self._ends_stream:
                 raise
@@ -241,7 +234,7 @@ class _Stream:
     async def _send(self, message: Message) -> None:
         async with self._lock:  # two writes at once are an error
             await self._running.sender.send(message)
-            self._num_sent += 1
+            self.num_sent += 1
 
 
 class _Asked:
