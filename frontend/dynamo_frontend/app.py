@@ -29,8 +29,8 @@ from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.openapi import describe
 from dynamo_frontend.polling import BackendPolling
-from dynamo_frontend.preprocess import text_of, token_ids_of
 from dynamo_frontend.processes import METRICS_DIR
+from dynamo_frontend.prompts import text_of, token_ids_of
 from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, RouteRequest, TokenizeRequest
 from dynamo_frontend.serving import Serving, error_response, read_json, told_of
 from dynamo_frontend.settings import FrontendSettings

@@ -11,7 +11,7 @@ import orjson
 from pydantic import Field
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.preprocess import check_can_prepare, check_token_ids, prompts_of, tokenize_all
+from dynamo_frontend.prompts import check_can_prepare, check_token_ids, prompts_of, tokenize_all
 from dynamo_frontend.record import Record
 from dynamo_frontend.schemas import Asked, check_refused
 from dynamo_grpc import Context, HandlerEndedError, InvalidRequestError, RouterMode, UnsupportedError

@@ -9,16 +9,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.preprocess import (
-    Part,
-    Shown,
-    check_can_prepare,
-    check_stops,
-    naming,
-    render,
-    split,
-    tokenize,
-)
+from dynamo_frontend.preprocess import Part, Shown, check_stops, naming, split
+from dynamo_frontend.prompts import check_can_prepare, render, tokenize
 from dynamo_frontend.relay import Piece, join
 from dynamo_frontend.schemas import Role, Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError

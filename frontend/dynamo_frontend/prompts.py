@@ -1,0 +1,137 @@
+"""Prompts: what a client may send as one, and the token ids of text and chats."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from dynamo_frontend.catalog import Model
+from dynamo_frontend.schemas import Message, Templated, TokenizeRequest
+from dynamo_frontend.templates import Turn
+from dynamo_frontend.tokens import PromptTokenizer
+from dynamo_grpc import ContextLengthError, InvalidRequestError, UnsupportedError
+from dynamo_grpc.v1 import model_card_pb2
+
+
+async def token_ids_of(request: TokenizeRequest, model: Model) -> list[int]:
+    """The token ids of a prompt, or of a chat."""
+    _check_tokenizer(model)
+    if request.prompt is not None:
+        return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
+    return await chat_tokens(model, checked_turns(request.messages or ()), request)
+
+
+def text_of(token_ids: list[int], model: Model) -> str:
+    """The text of token ids."""
+    _check_tokenizer(model)
+    assert model.preparation is not None
+    assert model.preparation.tokenizer is not None
+    limit = model.card.vocab_size or 2**32
+    if wrong := [token_id for token_id in token_ids if not 0 <= token_id < limit]:
+        raise InvalidRequestError(f"token id {wrong[0]}: ids go from 0 to {limit - 1}", param="tokens")
+    return str(model.preparation.tokenizer.base.decode(token_ids, skip_special_tokens=False))
+
+
+async def chat_tokens(model: Model, turns: Sequence[Turn], how: Templated) -> list[int]:
+    """The token ids of a chat."""
+    return await tokenize(model, render(model, turns, how), add_special_tokens=False)
+
+
+def render(model: Model, turns: Sequence[Turn], how: Templated) -> str:
+    """A chat as the model's template writes it."""
+    assert model.preparation is not None
+    if model.preparation.template is None:
+        raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+    started = time.perf_counter()
+    text = model.preparation.template.render(
+        turns,
+        add_generation_prompt=how.add_generation_prompt and not how.continue_final_message,
+        continue_final_message=how.continue_final_message,
+        documents=how.documents,
+        variables=how.chat_template_kwargs,
+    )
+    if model.series is not None:
+        model.series.template.observe(time.perf_counter() - started)
+    return text
+
+
+def checked_turns(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """The turns of a chat, each with its content."""
+    messages = [turn.model_dump(exclude_none=True) for turn in turns]
+    for index, turn in enumerate(messages):
+        _check_content(turn, f"messages.{index}.content")
+    return messages
+
+
+def _check_tokenizer(model: Model) -> None:
+    takes_text = model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT
+    if takes_text or model.preparation is None or model.preparation.tokenizer is None:
+        raise UnsupportedError(f"model {model.card.name!r} brings no tokenizer", param="model")
+
+
+async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text.
+
+    Raises:
+        ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
+    """
+    tokenizer, started = _tokenizer_for(model, [text]), time.perf_counter()
+    token_ids = await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
+    if model.series is not None:
+        model.series.tokenize.observe(time.perf_counter() - started)
+    return token_ids
+
+
+async def tokenize_all(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    """As `tokenize`, for several whole texts at once."""
+    return await _tokenizer_for(model, texts).encode_all(texts)
+
+
+def _tokenizer_for(model: Model, texts: Sequence[str]) -> PromptTokenizer:
+    assert model.preparation is not None
+    tokenizer = model.preparation.tokenizer
+    assert tokenizer is not None
+    longest = max(map(len, texts), default=0)
+    least = longest // max(1, tokenizer.max_token_chars)
+    if model.card.context_length and least > model.card.context_length:
+        raise ContextLengthError(
+            f"the prompt has {longest} characters, which are {least} tokens or more, and the context of "
+            f"{model.card.name!r} holds {model.card.context_length} tokens: shorten the prompt",
+            param="token_ids",
+        )
+    return tokenizer
+
+
+def check_token_ids(token_ids: Sequence[int], param: str) -> None:
+    """Refuse what can be nobody's token id."""
+    if any(not 0 <= token_id < 2**32 for token_id in token_ids):
+        raise InvalidRequestError(f"{param}: token ids are from 0 to 4294967295", param=param)
+
+
+def prompts_of(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    """The prompts, one or several."""
+    if isinstance(prompt, str) or all(isinstance(part, int) for part in prompt):
+        return [prompt]  # type: ignore[list-item]
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def check_can_prepare(model: Model) -> None:
+    """Refuse a model that takes token ids and doesn't say how to make them."""
+    takes_tokens = model.card.model_input != model_card_pb2.MODEL_INPUT_TEXT
+    if takes_tokens and (model.preparation is None or model.preparation.tokenizer is None):
+        raise UnsupportedError(
+            f"model {model.card.name!r} brings no tokenizer: it can be asked over gRPC alone, with token ids",
+            param="model",
+        )
+
+
+def _check_content(turn: dict[str, Any], where: str) -> None:
+    content = turn.get("content")
+    if content is None and turn["role"] != "assistant":
+        raise InvalidRequestError("the message has no content", param=where)
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if part["type"] != "text":
+            raise UnsupportedError(f"content of type {part['type']!r} is not supported here", param=f"{where}.{number}")
+        if part.get("text") is None:
+            raise InvalidRequestError("the part has no text", param=f"{where}.{number}.text")
