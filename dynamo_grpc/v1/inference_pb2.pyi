@@ -187,7 +187,7 @@ class PreprocessedRequest(google.protobuf.message.Message):
 
     @property
     def tools(self) -> google.protobuf.struct_pb2.Struct:
-        """Tools that the model may call (OpenAI's shape), for workers that take messages."""
+        """Tools that the model may call, with messages: OpenAI's tools, tool_choice and parallel_tool_calls, by these names."""
 
     @property
     def extensions(self) -> google.protobuf.struct_pb2.Struct:
@@ -538,12 +538,15 @@ class ChatMessage(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     TOOL_CALLS_FIELD_NUMBER: builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
     role: builtins.str
     """system, developer, user, assistant or tool."""
     name: builtins.str
     """Name of the speaker, where several share a role."""
     tool_call_id: builtins.str
     """Which call a tool's message answers."""
+    reasoning: builtins.str
+    """What the assistant thought before it said this."""
     @property
     def content(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MessageContent]:
         """Its parts, in order."""
@@ -560,8 +563,9 @@ class ChatMessage(google.protobuf.message.Message):
         name: builtins.str = ...,
         tool_calls: collections.abc.Iterable[Global___ToolCall] | None = ...,
         tool_call_id: builtins.str = ...,
+        reasoning: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]) -> None: ...
 
 Global___ChatMessage: typing_extensions.TypeAlias = ChatMessage
 
@@ -934,10 +938,14 @@ class ChoiceDelta(google.protobuf.message.Message):
     TEXT_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
     FINISH_FIELD_NUMBER: builtins.int
+    REASONING_FIELD_NUMBER: builtins.int
+    TOOL_CALLS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Which choice, from 0."""
     text: builtins.str
     """New text, from workers that detokenize themselves."""
+    reasoning: builtins.str
+    """New text of what the model thought before it answered, from whoever tells it apart; text is then the answer alone."""
     @property
     def token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """New tokens."""
@@ -950,6 +958,10 @@ class ChoiceDelta(google.protobuf.message.Message):
     def finish(self) -> Global___FinishInfo:
         """Present in a choice's last delta."""
 
+    @property
+    def tool_calls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ToolCallDelta]:
+        """News of calls of tools, from whoever reads them; text then doesn't have them."""
+
     def __init__(
         self,
         *,
@@ -958,12 +970,47 @@ class ChoiceDelta(google.protobuf.message.Message):
         text: builtins.str | None = ...,
         logprobs: Global___Logprobs | None = ...,
         finish: Global___FinishInfo | None = ...,
+        reasoning: builtins.str | None = ...,
+        tool_calls: collections.abc.Iterable[Global___ToolCallDelta] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_text", b"_text", "finish", b"finish", "logprobs", b"logprobs", "text", b"text"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_text", b"_text", "finish", b"finish", "index", b"index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_reasoning", b"_reasoning", "_text", b"_text", "finish", b"finish", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_reasoning", b"_reasoning", "_text", b"_text", "finish", b"finish", "index", b"index", "logprobs", b"logprobs", "reasoning", b"reasoning", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reasoning", b"_reasoning"]) -> typing.Literal["reasoning"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_text", b"_text"]) -> typing.Literal["text"] | None: ...
 
 Global___ChoiceDelta: typing_extensions.TypeAlias = ChoiceDelta
+
+@typing.final
+class ToolCallDelta(google.protobuf.message.Message):
+    """ToolCallDelta is what is new in one call of a tool."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    ARGUMENTS_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Which call of the choice, from 0."""
+    id: builtins.str
+    """Id that the tool's answer refers to; in the call's first delta alone."""
+    name: builtins.str
+    """Name of the function; in the call's first delta alone."""
+    arguments: builtins.str
+    """New text of its arguments, which are JSON."""
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        id: builtins.str = ...,
+        name: builtins.str = ...,
+        arguments: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]) -> None: ...
+
+Global___ToolCallDelta: typing_extensions.TypeAlias = ToolCallDelta
 
 @typing.final
 class FinishInfo(google.protobuf.message.Message):

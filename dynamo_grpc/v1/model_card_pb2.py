@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64ynamo_grpc/v1/model_card.proto\x12\x0e\x64ynamo_grpc.v1\x1a\x1e\x64ynamo_grpc/v1/inference.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x05\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12/\n\x0bmodel_input\x18\x03 \x01(\x0e\x32\x1a.dynamo_grpc.v1.ModelInput\x12.\n\x0bmodel_types\x18\x04 \x03(\x0e\x32\x19.dynamo_grpc.v1.ModelType\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x1b\n\x13kv_cache_block_size\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\t \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x66iles\x18\n \x03(\x0b\x32\x19.dynamo_grpc.v1.ModelFile\x12\x15\n\rchat_template\x18\x0b \x01(\t\x12\x41\n\x18\x64\x65\x66\x61ult_sampling_options\x18\x0c \x01(\x0b\x32\x1f.dynamo_grpc.v1.SamplingOptions\x12\x1f\n\x12\x64\x65\x66\x61ult_max_tokens\x18\r \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0c\x63\x61pabilities\x18\x0e \x03(\t\x12\x1c\n\x0fmigration_limit\x18\x0f \x01(\rH\x02\x88\x01\x01\x12\x35\n\x0eruntime_config\x18\x10 \x01(\x0b\x32\x1d.dynamo_grpc.v1.RuntimeConfig\x12\x11\n\tlora_name\x18\x11 \x01(\t\x12*\n\tuser_data\x18\x12 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x10\n\x08\x63hecksum\x18\x13 \x01(\tB\x0f\n\r_bos_token_idB\x15\n\x13_default_max_tokensB\x12\n\x10_migration_limit\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xc2\x02\n\rRuntimeConfig\x12\x1c\n\x0ftotal_kv_blocks\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x02 \x01(\rH\x01\x88\x01\x01\x12#\n\x16max_num_batched_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x10tool_call_parser\x18\x04 \x01(\t\x12\x18\n\x10reasoning_parser\x18\x05 \x01(\t\x12\x1f\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\'\n\x06\x65ngine\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x12\n\x10_total_kv_blocksB\x0f\n\r_max_num_seqsB\x19\n\x17_max_num_batched_tokensB\x15\n\x13_data_parallel_size\"\xf2\x02\n\x08Instance\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tcomponent\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x31\n\rregistered_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04kind\x18\x08 \x01(\x0e\x32\x1c.dynamo_grpc.v1.EndpointKind\x12\r\n\x05model\x18\t \x01(\t\x12\x15\n\rcard_checksum\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x34\n\x06labels\x18\x0c \x03(\x0b\x32$.dynamo_grpc.v1.Instance.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*o\n\nModelInput\x12\x1b\n\x17MODEL_INPUT_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_INPUT_TOKENS\x10\x01\x12\x14\n\x10MODEL_INPUT_TEXT\x10\x02\x12\x16\n\x12MODEL_INPUT_TENSOR\x10\x03*\xa1\x01\n\tModelType\x12\x1a\n\x16MODEL_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_TYPE_CHAT\x10\x01\x12\x1a\n\x16MODEL_TYPE_COMPLETIONS\x10\x02\x12\x18\n\x14MODEL_TYPE_EMBEDDING\x10\x03\x12\x15\n\x11MODEL_TYPE_TENSOR\x10\x04\x12\x16\n\x12MODEL_TYPE_PREFILL\x10\x05*a\n\x0c\x45ndpointKind\x12\x1d\n\x19\x45NDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NDPOINT_KIND_GENERIC\x10\x01\x12\x17\n\x13\x45NDPOINT_KIND_MODEL\x10\x02\x42>\n\rdynamogrpc.v1B\x0eModelCardProtoP\x01Z\x1b\x64ynamo_grpc/v1;dynamogrpcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64ynamo_grpc/v1/model_card.proto\x12\x0e\x64ynamo_grpc.v1\x1a\x1e\x64ynamo_grpc/v1/inference.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x06\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\x12/\n\x0bmodel_input\x18\x03 \x01(\x0e\x32\x1a.dynamo_grpc.v1.ModelInput\x12.\n\x0bmodel_types\x18\x04 \x03(\x0e\x32\x19.dynamo_grpc.v1.ModelType\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x1b\n\x13kv_cache_block_size\x18\x06 \x01(\r\x12\x12\n\nvocab_size\x18\x07 \x01(\r\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\t \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x66iles\x18\n \x03(\x0b\x32\x19.dynamo_grpc.v1.ModelFile\x12\x15\n\rchat_template\x18\x0b \x01(\t\x12\x41\n\x18\x64\x65\x66\x61ult_sampling_options\x18\x0c \x01(\x0b\x32\x1f.dynamo_grpc.v1.SamplingOptions\x12\x1f\n\x12\x64\x65\x66\x61ult_max_tokens\x18\r \x01(\rH\x01\x88\x01\x01\x12\x14\n\x0c\x63\x61pabilities\x18\x0e \x03(\t\x12\x1c\n\x0fmigration_limit\x18\x0f \x01(\rH\x02\x88\x01\x01\x12\x35\n\x0eruntime_config\x18\x10 \x01(\x0b\x32\x1d.dynamo_grpc.v1.RuntimeConfig\x12\x11\n\tlora_name\x18\x11 \x01(\t\x12*\n\tuser_data\x18\x12 \x01(\x0b\x32\x17.google.protobuf.Struct\x12O\n\x14named_chat_templates\x18\x14 \x03(\x0b\x32\x31.dynamo_grpc.v1.ModelCard.NamedChatTemplatesEntry\x12\x10\n\x08\x63hecksum\x18\x13 \x01(\t\x1a\x39\n\x17NamedChatTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0f\n\r_bos_token_idB\x15\n\x13_default_max_tokensB\x12\n\x10_migration_limit\"=\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xc2\x02\n\rRuntimeConfig\x12\x1c\n\x0ftotal_kv_blocks\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x19\n\x0cmax_num_seqs\x18\x02 \x01(\rH\x01\x88\x01\x01\x12#\n\x16max_num_batched_tokens\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x10tool_call_parser\x18\x04 \x01(\t\x12\x18\n\x10reasoning_parser\x18\x05 \x01(\t\x12\x1f\n\x12\x64\x61ta_parallel_size\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\'\n\x06\x65ngine\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructB\x12\n\x10_total_kv_blocksB\x0f\n\r_max_num_seqsB\x19\n\x17_max_num_batched_tokensB\x15\n\x13_data_parallel_size\"\xf2\x02\n\x08Instance\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tcomponent\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x04\x12\x31\n\rregistered_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04kind\x18\x08 \x01(\x0e\x32\x1c.dynamo_grpc.v1.EndpointKind\x12\r\n\x05model\x18\t \x01(\t\x12\x15\n\rcard_checksum\x18\n \x01(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x34\n\x06labels\x18\x0c \x03(\x0b\x32$.dynamo_grpc.v1.Instance.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*o\n\nModelInput\x12\x1b\n\x17MODEL_INPUT_UNSPECIFIED\x10\x00\x12\x16\n\x12MODEL_INPUT_TOKENS\x10\x01\x12\x14\n\x10MODEL_INPUT_TEXT\x10\x02\x12\x16\n\x12MODEL_INPUT_TENSOR\x10\x03*\xa1\x01\n\tModelType\x12\x1a\n\x16MODEL_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODEL_TYPE_CHAT\x10\x01\x12\x1a\n\x16MODEL_TYPE_COMPLETIONS\x10\x02\x12\x18\n\x14MODEL_TYPE_EMBEDDING\x10\x03\x12\x15\n\x11MODEL_TYPE_TENSOR\x10\x04\x12\x16\n\x12MODEL_TYPE_PREFILL\x10\x05*a\n\x0c\x45ndpointKind\x12\x1d\n\x19\x45NDPOINT_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15\x45NDPOINT_KIND_GENERIC\x10\x01\x12\x17\n\x13\x45NDPOINT_KIND_MODEL\x10\x02\x42>\n\rdynamogrpc.v1B\x0eModelCardProtoP\x01Z\x1b\x64ynamo_grpc/v1;dynamogrpcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,26 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dynamo_grpc.v1.model_card_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdynamogrpc.v1B\016ModelCardProtoP\001Z\033dynamo_grpc/v1;dynamogrpcv1'
+  _globals['_MODELCARD_NAMEDCHATTEMPLATESENTRY']._loaded_options = None
+  _globals['_MODELCARD_NAMEDCHATTEMPLATESENTRY']._serialized_options = b'8\001'
   _globals['_INSTANCE_LABELSENTRY']._loaded_options = None
   _globals['_INSTANCE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELINPUT']._serialized_start=1585
-  _globals['_MODELINPUT']._serialized_end=1696
-  _globals['_MODELTYPE']._serialized_start=1699
-  _globals['_MODELTYPE']._serialized_end=1860
-  _globals['_ENDPOINTKIND']._serialized_start=1862
-  _globals['_ENDPOINTKIND']._serialized_end=1959
+  _globals['_MODELINPUT']._serialized_start=1725
+  _globals['_MODELINPUT']._serialized_end=1836
+  _globals['_MODELTYPE']._serialized_start=1839
+  _globals['_MODELTYPE']._serialized_end=2000
+  _globals['_ENDPOINTKIND']._serialized_start=2002
+  _globals['_ENDPOINTKIND']._serialized_end=2099
   _globals['_MODELCARD']._serialized_start=147
-  _globals['_MODELCARD']._serialized_end=822
-  _globals['_MODELFILE']._serialized_start=824
-  _globals['_MODELFILE']._serialized_end=885
-  _globals['_RUNTIMECONFIG']._serialized_start=888
-  _globals['_RUNTIMECONFIG']._serialized_end=1210
-  _globals['_INSTANCE']._serialized_start=1213
-  _globals['_INSTANCE']._serialized_end=1583
-  _globals['_INSTANCE_LABELSENTRY']._serialized_start=1538
-  _globals['_INSTANCE_LABELSENTRY']._serialized_end=1583
+  _globals['_MODELCARD']._serialized_end=962
+  _globals['_MODELCARD_NAMEDCHATTEMPLATESENTRY']._serialized_start=845
+  _globals['_MODELCARD_NAMEDCHATTEMPLATESENTRY']._serialized_end=902
+  _globals['_MODELFILE']._serialized_start=964
+  _globals['_MODELFILE']._serialized_end=1025
+  _globals['_RUNTIMECONFIG']._serialized_start=1028
+  _globals['_RUNTIMECONFIG']._serialized_end=1350
+  _globals['_INSTANCE']._serialized_start=1353
+  _globals['_INSTANCE']._serialized_end=1723
+  _globals['_INSTANCE_LABELSENTRY']._serialized_start=1678
+  _globals['_INSTANCE_LABELSENTRY']._serialized_end=1723
 # @@protoc_insertion_point(module_scope)

@@ -116,6 +116,22 @@ class ModelCard(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class NamedChatTemplatesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     ALIASES_FIELD_NUMBER: builtins.int
     MODEL_INPUT_FIELD_NUMBER: builtins.int
@@ -134,6 +150,7 @@ class ModelCard(google.protobuf.message.Message):
     RUNTIME_CONFIG_FIELD_NUMBER: builtins.int
     LORA_NAME_FIELD_NUMBER: builtins.int
     USER_DATA_FIELD_NUMBER: builtins.int
+    NAMED_CHAT_TEMPLATES_FIELD_NUMBER: builtins.int
     CHECKSUM_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name under which clients ask for it."""
@@ -179,7 +196,7 @@ class ModelCard(google.protobuf.message.Message):
 
     @property
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Optional abilities of the worker: n, logprobs, prompt_logprobs, guided_decoding, lora, media, beam_search, stop …
+        """Optional abilities of the worker: n, logprobs, prompt_logprobs, guided_decoding, lora, media, beam_search, stop, tools …
         A request that needs one that is not listed is refused with UNIMPLEMENTED.
         """
 
@@ -190,6 +207,10 @@ class ModelCard(google.protobuf.message.Message):
     @property
     def user_data(self) -> google.protobuf.struct_pb2.Struct:
         """What the author wants to tell."""
+
+    @property
+    def named_chat_templates(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Other chat templates by name: tool_use is taken where a request offers tools."""
 
     def __init__(
         self,
@@ -212,10 +233,11 @@ class ModelCard(google.protobuf.message.Message):
         runtime_config: Global___RuntimeConfig | None = ...,
         lora_name: builtins.str = ...,
         user_data: google.protobuf.struct_pb2.Struct | None = ...,
+        named_chat_templates: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         checksum: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_bos_token_id", b"_bos_token_id", "_default_max_tokens", b"_default_max_tokens", "_migration_limit", b"_migration_limit", "bos_token_id", b"bos_token_id", "default_max_tokens", b"default_max_tokens", "default_sampling_options", b"default_sampling_options", "migration_limit", b"migration_limit", "runtime_config", b"runtime_config", "user_data", b"user_data"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bos_token_id", b"_bos_token_id", "_default_max_tokens", b"_default_max_tokens", "_migration_limit", b"_migration_limit", "aliases", b"aliases", "bos_token_id", b"bos_token_id", "capabilities", b"capabilities", "chat_template", b"chat_template", "checksum", b"checksum", "context_length", b"context_length", "default_max_tokens", b"default_max_tokens", "default_sampling_options", b"default_sampling_options", "eos_token_ids", b"eos_token_ids", "files", b"files", "kv_cache_block_size", b"kv_cache_block_size", "lora_name", b"lora_name", "migration_limit", b"migration_limit", "model_input", b"model_input", "model_types", b"model_types", "name", b"name", "runtime_config", b"runtime_config", "user_data", b"user_data", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_bos_token_id", b"_bos_token_id", "_default_max_tokens", b"_default_max_tokens", "_migration_limit", b"_migration_limit", "aliases", b"aliases", "bos_token_id", b"bos_token_id", "capabilities", b"capabilities", "chat_template", b"chat_template", "checksum", b"checksum", "context_length", b"context_length", "default_max_tokens", b"default_max_tokens", "default_sampling_options", b"default_sampling_options", "eos_token_ids", b"eos_token_ids", "files", b"files", "kv_cache_block_size", b"kv_cache_block_size", "lora_name", b"lora_name", "migration_limit", b"migration_limit", "model_input", b"model_input", "model_types", b"model_types", "name", b"name", "named_chat_templates", b"named_chat_templates", "runtime_config", b"runtime_config", "user_data", b"user_data", "vocab_size", b"vocab_size"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_bos_token_id", b"_bos_token_id"]) -> typing.Literal["bos_token_id"] | None: ...
     @typing.overload
@@ -271,9 +293,9 @@ class RuntimeConfig(google.protobuf.message.Message):
     max_num_batched_tokens: builtins.int
     """Most tokens in a batch."""
     tool_call_parser: builtins.str
-    """Name of the parser for tool calls."""
+    """Name of the parser for tool calls; empty means that the chat template tells."""
     reasoning_parser: builtins.str
-    """Name of the parser for reasoning."""
+    """Name of the parser for reasoning; empty means that the chat template tells."""
     data_parallel_size: builtins.int
     """Number of data-parallel ranks."""
     @property

@@ -1,0 +1,353 @@
+"""How parsers read: text in, of any length; what it says out, as it becomes known. No model family, no I/O.
+
+A parser is written as if it had all of the text: a generator that waits where the text ends so far. What it reads
+doesn't depend on how the text was cut, because it is never told.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+from dynamo_frontend.marks import first_of, viable_suffix
+
+T = TypeVar("T")
+#: A part of a parser: waits at each yield for more text, and gives a T.
+Steps: TypeAlias = Generator[None, None, T]
+
+
+class Text(NamedTuple):
+    """New text of the answer."""
+
+    text: str
+
+
+class Reasoning(NamedTuple):
+    """New text of what the model thought before it answered."""
+
+    text: str
+
+
+class Call(NamedTuple):
+    """A call of a tool begins; `index` counts the calls of an answer."""
+
+    index: int
+    id: str
+    name: str
+
+
+class Arguments(NamedTuple):
+    """New text of a call's arguments, which are JSON."""
+
+    index: int
+    text: str
+
+
+Said: TypeAlias = Text | Reasoning | Call | Arguments
+
+
+class Tools:
+    """The functions that a request offers, by name, with the JSON schema of their parameters."""
+
+    def __init__(self, functions: Mapping[str, Mapping[str, Any]]) -> None:
+        self._functions = functions
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All."""
+        return list(self._functions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def schema_of(self, name: str) -> Mapping[str, Any]:
+        """The schema of a tool's parameters."""
+        return self._functions[name] or {"type": "object"}
+
+    def types_of(self, name: str, parameter: str) -> frozenset[str]:
+        """The JSON types that a parameter may have; empty where the schema doesn't say."""
+        properties = self._functions.get(name, {}).get("properties")
+        schema = properties.get(parameter) if isinstance(properties, Mapping) else None
+        return _types(schema) if isinstance(schema, Mapping) else frozenset()
+
+
+def _types(schema: Mapping[str, Any]) -> frozenset[str]:
+    told = schema.get("type")
+    if isinstance(told, str):
+        return frozenset([told])
+    if isinstance(told, list):
+        return frozenset(one for one in told if isinstance(one, str))
+    ways = [one for key in ("anyOf", "oneOf") for one in schema.get(key, ()) if isinstance(one, Mapping)]
+    return frozenset().union(*map(_types, ways))
+
+
+class Thinking(NamedTuple):
+    """How a model family marks what it thinks before it answers."""
+
+    opening: str
+    closing: str
+
+
+class Parser(ABC):
+    """Reads one choice.
+
+    Args:
+        tools: that the model may call.
+        thinking: how reasoning is marked, if the model reasons.
+        is_thinking: the prompt has opened the reasoning already.
+        rng: for the ids of calls.
+
+    Attributes:
+        marks: tokens that it must see, though they are special ones.
+        num_calls: so many have begun.
+        is_in_reasoning: what comes next is reasoning.
+        gap: the white space before the mark that was found last.
+        is_tentative: what is read is attempted.
+    """
+
+    marks: ClassVar[Sequence[str]] = ()
+
+    def __init__(
+        self,
+        tools: Tools,
+        thinking: Thinking | None = None,
+        *,
+        is_thinking: bool = False,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.tools = tools
+        self._thinking, self.is_in_reasoning = thinking, is_thinking
+        self._rng = rng or random.Random()
+        self.num_calls = 0
+        self._has_arguments = True
+        self._held, self._pos = "", 0
+        self.gap = ""
+        self._is_over = self.is_tentative = False
+        self._said: list[Said] = []
+        self._steps = self.parse()
+
+    def feed(self, text: str) -> list[Said]:
+        """Take text; gives what it says."""
+        self._held += text
+        next(self._steps, None)
+        said, self._said = self._said, []
+        return said
+
+    def end(self) -> list[Said]:
+        """What is left, when no more text comes."""
+        self._is_over = True
+        next(self._steps, None)
+        said, self._said = self._said, []
+        return said
+
+    # what a family is made of
+
+    def parse(self) -> Steps[None]:
+        """The whole answer: reasoning, if there is any, and the answer proper."""
+        if self._thinking is not None:
+            yield from self._think(self._thinking)
+        yield from self.answer()
+        yield from self.text_until()
+
+    @abstractmethod
+    def answer(self) -> Steps[None]:
+        """What comes behind the reasoning; what it leaves is text."""
+
+    def _think(self, thinking: Thinking) -> Steps[None]:
+        if not self.is_in_reasoning:
+            self.attempt()  # white space before it is the answer's, if no reasoning comes
+            yield from self.skip_space()
+            if not (yield from self.match(thinking.opening)):
+                self.rewind()
+                return
+            self.is_in_reasoning = True
+            self.commit()
+        else:
+            yield from self.skip_space()
+            yield from self.match(thinking.opening)  # some write it again
+        yield from self.skip_space()
+        yield from self.until(thinking.closing, say=self.reason)
+        self.is_in_reasoning = False
+        yield from self.skip_space()
+
+    def text_until(self, *marks: str) -> Steps[str | None]:
+        """Say the text up to the first of the marks, and take that; None at the end."""
+        return (yield from self.until(*marks, say=self.text))
+
+    # reading
+
+    def more(self) -> Steps[bool]:
+        """Wait for more text; False at the end."""
+        if not self.is_tentative:
+            self._held, self._pos = self._held[self._pos :], 0
+        if not self._is_over:
+            yield
+        return not self._is_over
+
+    def char(self) -> Steps[str]:
+        """The next character, which is not taken; empty at the end."""
+        while self._pos >= len(self._held):
+            if not (yield from self.more()):
+                return ""
+        return self._held[self._pos]
+
+    def take(self, length: int = 1) -> str:
+        """Take what is there."""
+        taken = self._held[self._pos : self._pos + length]
+        self._pos += length
+        return taken
+
+    def skip_space(self, others: str = "") -> Steps[None]:
+        """Take white space, and other characters."""
+        while char := (yield from self.char()):
+            if not char.isspace() and char not in others:
+                return
+            self._pos += 1
+
+    def match(self, literal: str) -> Steps[bool]:
+        """Take a literal, if it comes now."""
+        while True:
+            there = self._held[self._pos : self._pos + len(literal)]
+            if there == literal:
+                self._pos += len(literal)
+                return True
+            if not literal.startswith(there) or not (yield from self.more()):
+                return False
+
+    def until(self, *marks: str, say: Callable[[str], None], trims: bool = True) -> Steps[str | None]:
+        """Say what comes before the first of the marks, and take that; None at the end.
+
+        Args:
+            trims: white space before a mark is dropped; so it is held back as the beginning of a mark is.
+        """
+        starts = tuple({mark[0] for mark in marks})
+        while True:
+            held, pos = self._held, self._pos
+            if pos < len(held):
+                if not (trims and held[-1].isspace()) and not any(start in held for start in starts):
+                    say(held[pos:])
+                    self._pos = len(held)
+                elif found := first_of(held, marks, pos):
+                    before = held[pos : found.start]
+                    say(shown := before.rstrip() if trims else before)
+                    self.gap, self._pos = before[len(shown) :], found.end
+                    return found.mark
+                else:
+                    fresh = held[pos:]
+                    shown = fresh[: len(fresh) - viable_suffix(fresh, marks)]
+                    say(shown := shown.rstrip() if trims else shown)
+                    self._pos += len(shown)
+            if not (yield from self.more()):
+                rest = self.take(len(self._held))
+                if rest.strip() or not trims or not self.num_calls:  # else it is only what is around calls
+                    say(rest)
+                return None
+
+    def gather(self, *marks: str) -> Steps[tuple[str, str | None]]:
+        """What comes before the first of the marks, and that mark, which is taken; None at the end."""
+        pieces: list[str] = []
+        mark = yield from self.until(*marks, say=pieces.append)
+        return "".join(pieces), mark
+
+    # trying: what is read meanwhile can be had again
+
+    def attempt(self) -> None:
+        """What is read from here on may turn out to be something else."""
+        self.commit()
+        self.is_tentative = True
+
+    def commit(self) -> None:
+        """What was read is what it looked like."""
+        self._held, self._pos, self.is_tentative = self._held[self._pos :], 0, False
+
+    def rewind(self) -> None:
+        """Go back to where the attempt began."""
+        if self.is_tentative:
+            self._pos, self.is_tentative = 0, False
+
+    def put_back(self, length: int) -> None:
+        """Give back the end of what was taken last."""
+        self._pos -= length
+
+    def give_up(self, mark: str = "") -> None:
+        """What was read is plain text after all.
+
+        Args:
+            mark: that stood before it.
+        """
+        self.text(self.gap + mark + self._held[: self._pos])
+        self.commit()
+
+    # saying
+
+    def text(self, text: str) -> None:
+        """Say text of the answer."""
+        if text:
+            self._say(Text, text)
+
+    def reason(self, text: str) -> None:
+        """Say reasoning."""
+        if text:
+            self._say(Reasoning, text)
+
+    def _say(self, kind: type[Text] | type[Reasoning], text: str) -> None:
+        if self._said and isinstance(last := self._said[-1], kind):
+            self._said[-1] = kind(last.text + text)
+        else:
+            self._said.append(kind(text))
+
+    def begin_call(self, name: str, call_id: str = "") -> None:
+        """A call begins; its arguments follow."""
+        self.commit()
+        self._said.append(Call(self.num_calls, call_id or self.make_id(name), name))
+        self.num_calls += 1
+        self._has_arguments = False
+
+    def arguments(self, text: str) -> None:
+        """Say JSON of the arguments of the call that began last."""
+        if not text:
+            return
+        self._has_arguments = True
+        index = self.num_calls - 1
+        if self._said and isinstance(last := self._said[-1], Arguments) and last.index == index:
+            self._said[-1] = Arguments(index, last.text + text)
+        else:
+            self._said.append(Arguments(index, text))
+
+    def end_call(self) -> None:
+        """The call's arguments are complete: an empty object, if none came."""
+        if not self._has_arguments:
+            self.arguments("{}")
+
+    def close_call(self, *marks: str) -> Steps[None]:
+        """The call ends here, with one of the marks or without; but for an answer that is cut here."""
+        for mark in marks:
+            if (yield from self.match(mark)):
+                self.end_call()
+                return
+        if (yield from self.char()):
+            self.end_call()
+
+    def make_id(self, name: str) -> str:
+        """An id for a call."""
+        return "call_" + self.random_name(24)
+
+    def random_name(self, length: int) -> str:
+        """Letters and digits."""
+        return "".join(self._rng.choices(string.ascii_letters + string.digits, k=length))
+
+
+class Plain(Parser):
+    """Reasoning, and an answer without calls."""
+
+    def answer(self) -> Steps[None]:
+        yield from ()
+
+
+def quoted(text: str) -> str:
+    """Text as it stands in a JSON string, without the quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,0 +1,60 @@
+"""DeepSeek V3 and R1 (arguments in a fence), V3.1 (plain), V3.2 (tags, with a value for each parameter).
+
+    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather
+    ```json
+    {"city": "Paris"}
+    ```<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+
+    <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>
+"""
+
+from __future__ import annotations
+
+from dynamo_frontend.parsers.base import Steps
+from dynamo_frontend.parsers.calls import JsonParser
+
+_CALLS, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+_CALL, _SEP, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+
+
+class DeepSeek(JsonParser):
+    """Reads calls with and without a fence around their arguments."""
+
+    marks = (_CALLS, _CALL, _SEP, _CALL_END, _CALLS_END)
+
+    def answer(self) -> Steps[None]:
+        while (yield from self.text_until(_CALLS)) is not None:
+            self.attempt()
+            mark = _CALLS
+            yield from self.skip_space()
+            while (yield from self.match(_CALL)):
+                if not (yield from self._call()):
+                    break
+                mark = self.gap = ""
+                self.attempt()
+                yield from self.skip_space()
+            if (yield from self.match(_CALLS_END)) and not mark:
+                self.commit()
+            else:
+                self.give_up(mark)
+
+    def _call(self) -> Steps[bool]:
+        name, mark = yield from self.gather(_SEP, _CALL_END)
+        if mark != _SEP:
+            return False
+        yield from self.skip_space()
+        if (yield from self.char()) not in ("{", "`", ""):  # what stood there is the kind; the name comes now
+            name, mark = yield from self.gather("\n", _CALL_END)
+            if mark is None:
+                return False
+            if mark == _CALL_END:
+                self.put_back(len(mark))
+        if not name.strip():
+            return False
+        self.begin_call(name.strip())
+        yield from self.skip_space("`jsonJSON")
+        if (yield from self.char()) == "{":
+            yield from self.json_value(self.arguments)
+        yield from self.skip_space("`}")
+        yield from self.close_call(_CALL_END)
+        return True

@@ -1,0 +1,56 @@
+"""DeepSeek V3.2: a call is XML-like, and says of each parameter whether it is text.
+
+    <｜DSML｜function_calls>
+    <｜DSML｜invoke name="get_weather">
+    <｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>
+    <｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>
+    </｜DSML｜invoke>
+    </｜DSML｜function_calls>
+"""
+
+from __future__ import annotations
+
+from dynamo_frontend.parsers.base import Steps
+from dynamo_frontend.parsers.parameters import TaggedParser
+
+_OPEN, _CLOSE = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
+_INVOKE, _INVOKE_END = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
+_PARAMETER, _PARAMETER_END = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
+
+
+class DeepSeekV32(TaggedParser):
+    """Reads calls in tags."""
+
+    marks = ("｜DSML｜",)
+
+    def answer(self) -> Steps[None]:
+        while (yield from self.text_until(_OPEN)) is not None:
+            self.attempt()
+            mark = _OPEN
+            yield from self.skip_space()
+            while (yield from self.match(_INVOKE)):
+                name, end = yield from self.gather('">', "\n")
+                if end != '">' or not name:
+                    break
+                self.begin_call(name)
+                yield from self._parameters(name)
+                mark = self.gap = ""
+                self.attempt()
+                yield from self.skip_space()
+            if (yield from self.match(_CLOSE)) and not mark:
+                self.commit()
+            else:
+                self.give_up(mark)
+
+    def _parameters(self, name: str) -> Steps[None]:
+        yield from self.skip_space()
+        while (yield from self.match(_PARAMETER)):
+            key, _ = yield from self.gather('"', "\n")
+            attributes, end = yield from self.gather(">", "\n")
+            if end != ">":
+                break
+            is_text = 'string="true"' in attributes or (None if "string" not in attributes else False)
+            if (yield from self.parameter(name, key, (_PARAMETER_END,), is_text=is_text)) is None:
+                return
+            yield from self.skip_space()
+        yield from self.close_call(_INVOKE_END)
