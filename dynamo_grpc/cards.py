@@ -33,6 +33,7 @@ CAPABILITIES = frozenset(
         "media",
         "stop",
         "dimensions",
+        "tools",
     ]
 )
 
@@ -103,6 +104,8 @@ def load_model(
         _read_json(folder, file) for file in ("config.json", "generation_config.json", "tokenizer_config.json")
     )
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    templates = {"default": chat_template} if chat_template is not None else _templates(folder, tokenizer)
+    default_template = templates.pop("default", "")
     card = model_card_pb2.ModelCard(
         name=name,
         aliases=aliases,
@@ -113,7 +116,8 @@ def load_model(
         vocab_size=config.get("vocab_size", 0),
         eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else eos,
         bos_token_id=generation.get("bos_token_id", config.get("bos_token_id")),
-        chat_template=chat_template if chat_template is not None else _template(folder, tokenizer),
+        chat_template=default_template,
+        named_chat_templates=templates,
         default_sampling_options=_default_sampling(generation),
         default_max_tokens=generation.get("max_new_tokens"),
         capabilities=capabilities,
@@ -184,13 +188,20 @@ def _length(tokenizer_config: Mapping[str, Any]) -> int:
     return int(length) if length < 2**31 else 0  # "no limit" is written as 10^30
 
 
-def _template(folder: Path | None, tokenizer_config: Mapping[str, Any]) -> str:
-    if folder and (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = tokenizer_config.get("chat_template", "")
-    if isinstance(template, list):  # several named ones
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), "")
-    return str(template)
+def _templates(folder: Path | None, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a folder by name; files win over what the tokenizer's configuration holds."""
+    told = tokenizer_config.get("chat_template") or {}
+    if isinstance(told, list):
+        templates = {
+            str(entry.get("name")): str(entry.get("template", "")) for entry in told if isinstance(entry, dict)
+        }
+    else:
+        templates = {"default": str(told)} if told else {}
+    if folder is not None:
+        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        named = {path.stem: path for path in more} | {"default": folder / "chat_template.jinja"}
+        templates |= {name: read_template(path) for name, path in named.items() if path.is_file()}
+    return templates
 
 
 def _default_sampling(generation: Mapping[str, Any]) -> inference_pb2.SamplingOptions:

@@ -204,7 +204,7 @@ class Generation:
         choice.is_finished = delta.HasField("finish")
         may_be_plain = self._num_choices == 1 and not self._wants_logprobs and not choice.is_finished
         self._plain = choice if may_be_plain else None
-        return bool(delta.token_ids or delta.text or choice.is_finished)
+        return bool(delta.token_ids or delta.text or delta.reasoning or delta.tool_calls or choice.is_finished)
 
     def _check_prompt(self, told: pb.PromptInfo) -> None:
         """The first output says how likely the prompt's tokens are."""

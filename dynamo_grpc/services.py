@@ -278,10 +278,23 @@ def fold(folded: inference_pb2.GenerateResponse, response: inference_pb2.Generat
         if choice is None:
             folded.choices.add().CopyFrom(delta)
             continue
-        text = choice.text + delta.text
+        text, reasoning, calls = choice.text + delta.text, choice.reasoning + delta.reasoning, len(choice.tool_calls)
         choice.MergeFrom(delta)  # lists are concatenated
         if delta.HasField("text"):
             choice.text = text
+        if delta.HasField("reasoning"):
+            choice.reasoning = reasoning
+        del choice.tool_calls[calls:]
+        for call in delta.tool_calls:
+            _fold_call(choice, call)
     for name in ("usage", "prompt_info", "worker", "annotations"):
         if response.HasField(name):  # type: ignore[arg-type]
             getattr(folded, name).CopyFrom(getattr(response, name))
+
+
+def _fold_call(choice: inference_pb2.ChoiceDelta, delta: inference_pb2.ToolCallDelta) -> None:
+    for call in choice.tool_calls:
+        if call.index == delta.index:
+            call.arguments += delta.arguments
+            return
+    choice.tool_calls.append(delta)

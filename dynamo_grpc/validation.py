@@ -81,7 +81,7 @@ def check_embed(request: inference_pb2.EmbedRequest, card: model_card_pb2.ModelC
     if request.HasField("dimensions"):
         if not request.dimensions:
             raise InvalidRequestError("dimensions is 0: it must be at least 1", param="dimensions")
-        _check_capability("dimensions", "dimensions", card)
+        check_capability("dimensions", "dimensions", card)
 
 
 def _check_prompt(request: inference_pb2.PreprocessedRequest, card: model_card_pb2.ModelCard) -> None:
@@ -187,10 +187,11 @@ def _check_capabilities(request: inference_pb2.PreprocessedRequest, card: model_
     )
     for capability, field, is_needed in needed:
         if is_needed:
-            _check_capability(capability, field, card)
+            check_capability(capability, field, card)
 
 
-def _check_capability(capability: str, field: str, card: model_card_pb2.ModelCard) -> None:
+def check_capability(capability: str, field: str, card: model_card_pb2.ModelCard) -> None:
+    """Refuse `field` of a request to a model whose worker doesn't declare what it needs."""
     if capability not in card.capabilities:
         advice = _DETOKENIZING.get(capability, f"its worker does not declare the capability {capability!r}")
         raise UnsupportedError(f"model {card.name!r} does not support {field}: {advice}", param=field)

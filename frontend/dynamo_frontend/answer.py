@@ -46,12 +46,14 @@ class Writer:
 
     Attributes:
         late_headers: gives headers that are known when the answer begins.
+        next_number: of the next event, where events have numbers.
     """
 
     def __init__(self, send: Send, headers: Headers, wire: Wire | None) -> None:
         self._send, self._headers, self._wire = send, list(headers), wire
         self.is_started = False
         self.late_headers: Callable[[], Headers] = tuple
+        self.next_number: Callable[[], int] = int
         self._waiting = b""
         self.num_writes = 0
 
@@ -246,7 +248,7 @@ class Answer(Response):
         dialect, request_id = self._dialect, self._context.id()
         content = dialect.body(error, request_id)
         if writer.is_started:
-            content = dialect.event_body(error, request_id) if dialect.event_body else content
+            content = dialect.event_body(error, request_id, writer.next_number()) if dialect.event_body else content
             await writer.end(dialect.event + b"data: " + content + b"\n\n")
         else:
             await writer.json(error.http_status, content, envelope.headers(error))

@@ -1,21 +1,15 @@
-"""Anthropic's Messages API over the same chat: its body, its answer, its events, its errors."""
+"""Anthropic's Messages API: its body, as the chat that it asks for, and its errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from dynamo_frontend.relay import Piece
-from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
-from dynamo_frontend.shapes import typed_event
-from dynamo_frontend.spelling import Spelling
-from dynamo_grpc import MeshError
-from dynamo_grpc.v1 import inference_pb2 as pb
+from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, text_of
+from dynamo_grpc import InvalidRequestError, MeshError, UnsupportedError
 
-_REASONS = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use"}
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -28,7 +22,7 @@ _TYPES = {
 }
 
 
-class Turn(BaseModel):
+class Turn(Body):
     """One turn."""
 
     model_config = ConfigDict(extra="allow")
@@ -36,11 +30,36 @@ class Turn(BaseModel):
     content: str | list[dict[str, Any]]
 
 
-class Metadata(BaseModel):
+class Metadata(Options):
     """What the client says of itself."""
 
     model_config = ConfigDict(extra="allow")
     user_id: str | None = None
+
+
+class InputTool(Body):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["custom"] = "custom"
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    input_schema: dict[str, Any]
+
+
+class ToolChoice(Body):
+    """Whether the model must call a tool, and which."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class ThinkingOptions(Body):
+    """Whether the model thinks before it answers."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["enabled", "disabled", "adaptive"]
 
 
 class MessagesRequest(Asked):
@@ -53,103 +72,98 @@ class MessagesRequest(Asked):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    tools: list[InputTool] | None = Field(None, max_length=1024)
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingOptions | None = None
     metadata: Metadata | None = None
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ({"type": "auto"}, {"type": "none"}),
-        "thinking": ({"type": "disabled"},),
         "service_tier": ("auto", "standard_only"),
         "mcp_servers": ([],),
         "container": (),
     }
 
     def to_chat(self) -> ChatRequest:
-        """The chat that it asks for.
+        """The chat that it asks for. One that ends with the assistant's turn goes on in it.
 
         Raises:
             UnsupportedError: content that isn't text.
+            InvalidRequestError: a value is wrong; names it.
         """
         check_refused(self, self.refused)
         turns = [{"role": "system", "content": text_of(self.system, "system")}] if self.system else []
         for number, turn in enumerate(self.messages):
-            turns.append({"role": turn.role, "content": text_of(turn.content, f"messages.{number}.content")})
+            turns += _turns(turn, f"messages.{number}.content")
+        goes_on = turns[-1]["role"] == "assistant" and "tool_calls" not in turns[-1]
+        is_thinking = None if self.thinking is None else self.thinking.type != "disabled"
+        # templates of the families that can think or not know it by one of these names
+        variables = None if is_thinking is None else {"enable_thinking": is_thinking, "thinking": is_thinking}
+        choice = self.tool_choice
         return ChatRequest.of(
             model=self.model, messages=turns, stream=self.stream, stop=self.stop_sequences or None,
             max_completion_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
             top_k=self.top_k, user=(self.metadata or Metadata()).user_id,
+            tools=[_chat_tool(tool) for tool in self.tools] if self.tools else None,
+            tool_choice=choice and _chat_choice(choice),
+            parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
+            chat_template_kwargs=variables, continue_final_message=goes_on or None,
         )  # fmt: skip
+
+
+def _chat_tool(tool: InputTool) -> dict[str, Any]:
+    function = {"name": tool.name, "parameters": tool.input_schema}
+    return {"type": "function", "function": function | ({"description": tool.description} if tool.description else {})}
+
+
+def _chat_choice(choice: ToolChoice) -> Any:
+    if choice.type != "tool":
+        return "required" if choice.type == "any" else choice.type
+    if not choice.name:
+        raise InvalidRequestError("name is missing: which tool?", param="tool_choice.name")
+    return {"type": "function", "function": {"name": choice.name}}
+
+
+def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
+    """The turns of a chat that one is: what tools answered stands before what the user says then."""
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    turns: list[dict[str, Any]] = []
+    texts: list[dict[str, Any]] = []
+    said: dict[str, Any] = {"role": turn.role}
+    for number, block in enumerate(turn.content):
+        place = f"{where}.{number}"
+        match block.get("type"):
+            case "tool_result":
+                content = text_of(block.get("content") or "", f"{place}.content")
+                turns.append({"role": "tool", "tool_call_id": _text(block, "tool_use_id", place), "content": content})
+            case "tool_use":
+                function = {"name": _text(block, "name", place), "arguments": json_of(block.get("input") or {}, place)}
+                call = {"id": _text(block, "id", place), "type": "function", "function": function}
+                said.setdefault("tool_calls", []).append(call)
+            case "thinking":
+                said["reasoning_content"] = said.get("reasoning_content", "") + _text(block, "thinking", place)
+            case "redacted_thinking":
+                pass
+            case _:
+                if block.get("type") != "text" or not isinstance(block.get("text"), str):
+                    raise UnsupportedError(f"content of type {block.get('type')!r} is not supported here", param=place)
+                texts.append(block)
+    if texts or len(said) > 1 or not turns:
+        turns.append(said | ({"content": text_of(texts, where)} if texts or len(said) == 1 else {}))
+    return turns
+
+
+def _text(block: dict[str, Any], key: str, where: str) -> str:
+    value = block.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{key} must be a string", param=f"{where}.{key}")
+    return value
 
 
 class CountRequest(MessagesRequest):
     """Body of /v1/messages/count_tokens."""
 
     max_tokens: int = Field(1, ge=1, lt=2**32)
-
-
-class MessagesShape:
-    """/v1/messages."""
-
-    def __init__(self, request_id: str, asked: MessagesRequest, spelling: Spelling | None) -> None:
-        self._id, self._model = f"msg_{request_id}", asked.model
-        self._finish: str | None = None
-        self._stop: str | None = None
-
-    def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
-        message = self._message([], None, None, {"input_tokens": usage.prompt_tokens, "output_tokens": 0})
-        block = {"type": "text", "text": ""}
-        return typed_event("message_start", message=message) + typed_event(
-            "content_block_start", index=0, content_block=block
-        )
-
-    def event(self, piece: Piece) -> bytes:
-        if piece.finish:
-            self._finish, self._stop = piece.finish, piece.stop
-        if not piece.text:
-            return b""
-        return typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
-
-    def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
-        delta = {"stop_reason": _reason(self._finish, self._stop), "stop_sequence": self._stop}
-        return b"".join((
-            typed_event("content_block_stop", index=0),
-            typed_event("message_delta", delta=delta, usage=_usage(usage, num_migrations)),
-            typed_event("message_stop"),
-        ))  # fmt: skip
-
-    def with_usage(self, events: bytes, usage: pb.Usage) -> bytes:
-        return events
-
-    def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
-        (piece,) = pieces
-        content = [{"type": "text", "text": piece.text}]
-        reason = _reason(piece.finish, piece.stop)
-        return orjson.dumps(self._message(content, reason, piece.stop, _usage(usage, num_migrations)))
-
-    def _message(
-        self, content: list[dict[str, Any]], reason: str | None, stop: str | None, usage: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "type": "message",
-            "role": "assistant",
-            "model": self._model,
-            "content": content,
-            "stop_reason": reason,
-            "stop_sequence": stop,
-            "usage": usage,
-        }
-
-
-def _reason(finish: str | None, stop: str | None) -> str:
-    return "stop_sequence" if stop is not None else _REASONS.get(finish or "", "end_turn")
-
-
-def _usage(usage: pb.Usage, num_migrations: int) -> dict[str, Any]:
-    values: dict[str, Any] = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
-    if usage.HasField("cached_tokens"):
-        values["cache_read_input_tokens"] = usage.cached_tokens
-    return values | ({"num_migrations": num_migrations} if num_migrations else {})
 
 
 def error_body(error: MeshError, request_id: str) -> bytes:

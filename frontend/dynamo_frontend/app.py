@@ -29,8 +29,9 @@ from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.openapi import describe
 from dynamo_frontend.polling import BackendPolling
+from dynamo_frontend.preprocess import naming
 from dynamo_frontend.processes import METRICS_DIR
-from dynamo_frontend.prompts import text_of, token_ids_of
+from dynamo_frontend.prompts import chat_tokens, prompt_tokens, text_of
 from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, RouteRequest, TokenizeRequest
 from dynamo_frontend.serving import Serving, error_response, read_json, told_of
 from dynamo_frontend.settings import FrontendSettings
@@ -150,7 +151,8 @@ class Frontend:
         try:
             asked = CountRequest.model_validate(await self._json(request)).to_chat()
             model = await self.catalog.find(asked.model)
-            tokens = await token_ids_of(TokenizeRequest(model=asked.model, messages=asked.messages), model)
+            with naming("messages"):
+                tokens = await chat_tokens(asked.messages, asked, model)
         except Exception as error:
             return error_response(told_of(error, request_id), request_id, MESSAGES.dialect)
         return Response(orjson.dumps({"input_tokens": len(tokens)}), media_type="application/json")
@@ -163,7 +165,8 @@ class Frontend:
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give prompt or messages", param="prompt")
         model = await self.catalog.find(body.model)
-        tokens = await token_ids_of(body, model)
+        with naming("messages" if body.prompt is None else "prompt"):
+            tokens = await prompt_tokens(body, model)
         return {"count": len(tokens), "max_model_len": model.card.context_length or None, "tokens": tokens}
 
     async def _detokenize(self, request: Request) -> dict[str, Any]:

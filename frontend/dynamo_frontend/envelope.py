@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from dynamo_grpc import (
 )
 from dynamo_grpc.status import from_exception
 
-#: Parts of a place that pydantic adds to the names of fields.
-_NOT_FIELDS = ("str", "list[int]", "list[TextPart]")
+#: A part of a place that is a field's name; pydantic adds the types of unions.
+_FIELD = re.compile(r"(?!(str|int|float|bool)$)[a-z_][a-z0-9_]*")
 
 _CODES: dict[type[MeshError], str] = {
     ContextLengthError: "context_length_exceeded",
@@ -39,7 +40,7 @@ def to_mesh_error(error: BaseException) -> tuple[MeshError, bool]:
     """What an exception means to the client, and whether it was unexpected."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in _NOT_FIELDS)
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
         return InvalidRequestError(f"{where}: {first['msg']}" if where else first["msg"], param=where), False
     if isinstance(error, MeshError):
         return error, False
@@ -73,22 +74,22 @@ class Dialect:
     Attributes:
         body: the error as JSON.
         event: what stands before it in a stream.
-        event_body: the error in a stream, if that is another one.
+        event_body: the error in a stream, if that is another one; by the event's number.
         id_header: the header that has the request's id, beside x-request-id.
     """
 
     body: Callable[[MeshError, str], bytes]
     event: bytes = b""
     id_header: str = ""
-    event_body: Callable[[MeshError, str], bytes] | None = None
+    event_body: Callable[[MeshError, str, int], bytes] | None = None
 
 
-def responses_event(error: MeshError, request_id: str) -> bytes:
+def responses_event(error: MeshError, request_id: str, number: int) -> bytes:
     """The error as an event of the Responses API, with the envelope that OpenAI's clients look for in any stream."""
     whole = orjson.loads(body(error, request_id))
     told = whole["error"]
     event = {"type": "error", "code": told["code"] or told["type"], "message": told["message"], "param": told["param"]}
-    return orjson.dumps({**event, "sequence_number": 0, **whole})
+    return orjson.dumps({**event, "sequence_number": number, **whole})
 
 
 OPENAI = Dialect(body)

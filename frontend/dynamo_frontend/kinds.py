@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from dynamo_frontend import anthropic, envelope
 from dynamo_frontend.answer import Writer
-from dynamo_frontend.anthropic import MessagesRequest, MessagesShape
+from dynamo_frontend.anthropic import MessagesRequest
+from dynamo_frontend.anthropic_shape import MessagesShape
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.choices import echoes, select_completion
 from dynamo_frontend.embeddings import EmbeddingsRequest, ask, body_of, prepare_embeddings
 from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, shown_of
 from dynamo_frontend.record import Record
 from dynamo_frontend.relay import Asking, Piece
-from dynamo_frontend.responses import ResponsesRequest, ResponsesShape
+from dynamo_frontend.responses import ResponsesRequest
+from dynamo_frontend.responses_shape import ResponsesShape
 from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling, StreamOptions
 from dynamo_frontend.shapes import ChatShape, CompletionShape, Shape
 from dynamo_frontend.writing import stream, whole
-from dynamo_grpc import Context, RouterMode
+from dynamo_grpc import Context, InvalidRequestError, RouterMode
 from dynamo_grpc.v1 import model_card_pb2
 
 R = TypeVar("R", bound=Asked)
@@ -87,6 +89,7 @@ class Generating(Kind[R]):
     to_sampling: Callable[[R], Sampling] = lambda asked: asked  # type: ignore[assignment,return-value]
     select: Callable[[Any, list[Piece], list[Part]], list[Piece]] = lambda _, pieces, __: pieces
     errors: envelope.Dialect = envelope.OPENAI
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dialect(self) -> envelope.Dialect:
@@ -95,7 +98,9 @@ class Generating(Kind[R]):
     async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
         body, record = exchange.body, exchange.record
         sampling = self.to_sampling(body)
-        with naming(self.prompt_field):
+        with naming(self.prompt_field, self.renamed):
+            if sampling.stream_options and not body.stream:
+                raise InvalidRequestError("stream_options go with stream: true", param="stream_options")
             parts = await self.prepare(sampling, model)
             shown = shown_of(sampling)
         assert model.preparation is not None
@@ -104,6 +109,7 @@ class Generating(Kind[R]):
         shape = self.shape(exchange.request_id, body, tokenizer and tokenizer.spelling)
         with Asking(model, parts, shown, exchange.context, record, exchange.mode, exchange.instance_id) as asking:
             if body.stream:
+                writer.next_number = lambda: shape.num_events
                 relays = asking()
                 begin = shape.begin(record.num_choices, relays.usage)
                 begin += b"".join(shape.event(piece) for part in parts for piece in echoes(part))
@@ -171,6 +177,13 @@ RESPONSES = Generating(
     ResponsesShape,
     ResponsesRequest.to_chat,
     errors=envelope.RESPONSES,
+    renamed={
+        "response_format": "text.format",
+        "response_format.json_schema.schema": "text.format.schema",
+        "reasoning_effort": "reasoning.effort",
+        "max_tokens": "max_output_tokens",
+        "messages": "input",
+    },
 )
 MESSAGES = Generating(
     "/v1/messages",
@@ -184,6 +197,7 @@ MESSAGES = Generating(
     MessagesShape,
     MessagesRequest.to_chat,
     errors=envelope.Dialect(anthropic.error_body, b"event: error\n", "request-id"),
+    renamed={"stop": "stop_sequences"},
 )
 EMBEDDINGS = Embedding(
     "/v1/embeddings",

@@ -8,18 +8,29 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from google.protobuf.struct_pb2 import Value
+from pydantic import ValidationError
+
+from dynamo_frontend import envelope
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.offers import Offer, Reading, offer_of, reading_of
+from dynamo_frontend.parsers.base import Arguments, Call, Reasoning
 from dynamo_frontend.preprocess import Part, Shown, check_stops, naming, split
-from dynamo_frontend.prompts import check_can_prepare, render, tokenize
+from dynamo_frontend.prompts import chat_prompt, check_can_prepare, tokenize
 from dynamo_frontend.relay import Piece, join
-from dynamo_frontend.schemas import Role, Templated
+from dynamo_frontend.schemas import Calling, Role, Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError
+from dynamo_grpc.messages import from_value
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import check_request, makes_vectors_alone
 
 _ROLES = get_args(Role)
-_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+_REASONS = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "tool_calls": pb.FINISH_REASON_TOOL_CALLS,
+}
 
 
 async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tuple[list[Part], Shown, str]:
@@ -31,10 +42,12 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
     card, message, formatted = model.card, pb.PreprocessedRequest(), ""
     message.CopyFrom(request)
     _check_types(message, model)
+    offer, reading = _offer(message), None
+    offer.check(model)
     has_prompt = bool(message.token_ids) + message.HasField("text") + bool(message.messages)
     if card.model_input != model_card_pb2.MODEL_INPUT_TEXT:
         if has_prompt == 1 and not message.token_ids:  # else it is refused below
-            formatted = await _to_tokens(message, model)
+            formatted, reading = await _to_tokens(message, model, offer)
         shown = _shown(request)
         if shown.has_text:
             check_can_prepare(model)
@@ -45,6 +58,10 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
         shown = _shown(request)
         if "stop" not in card.capabilities:
             message.stop_conditions.ClearField("stop")
+        if message.messages:
+            reading = reading_of(model, offer, "", is_forced=False)
+        if not offer.tools:
+            message.ClearField("tools")
 
     def finish(one: pb.PreprocessedRequest) -> None:
         check_request(one, card)
@@ -52,7 +69,19 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
         if not one.eos_token_ids:
             one.eos_token_ids.extend(card.eos_token_ids)
 
-    return split(message, model, finish), shown, formatted
+    return split(message, model, finish, reading=reading), shown, formatted
+
+
+def _offer(message: pb.PreprocessedRequest) -> Offer:
+    """The tools that a request offers."""
+    if not message.HasField("tools"):
+        return Offer()
+    if not message.messages:
+        raise InvalidRequestError("tools are for chats: give messages", param="tools")
+    try:
+        return offer_of(Calling.model_validate(from_value(Value(struct_value=message.tools))))
+    except ValidationError as error:
+        raise envelope.to_mesh_error(error)[0] from None
 
 
 def _check_types(message: pb.PreprocessedRequest, model: Model) -> None:
@@ -76,28 +105,30 @@ def _shown(request: pb.PreprocessedRequest) -> Shown:
     )
 
 
-async def _to_tokens(message: pb.PreprocessedRequest, model: Model) -> str:
-    """Put the prompt's token ids in place of its text or chat; gives what the template wrote, if that is asked for."""
+async def _to_tokens(message: pb.PreprocessedRequest, model: Model, offer: Offer) -> tuple[str, Reading | None]:
+    """Put the prompt's token ids in place of its text or chat; gives what the template wrote, if that is asked for, and
+    how the answer is read.
+    """
     check_can_prepare(model)
-    formatted = ""
+    formatted, reading = "", None
     if message.HasField("text"):
         if not message.text:
             raise InvalidRequestError("the prompt is empty", param="text")
         with naming("text"):
             token_ids = await tokenize(model, message.text, add_special_tokens=True)
     else:
-        if message.HasField("tools"):
-            raise UnsupportedError("tools are not supported here", param="tools")
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
         with naming("messages"):
-            text = render(model, turns, Templated())
-            token_ids = await tokenize(model, text, add_special_tokens=False)
+            prompt = await chat_prompt(model, turns, Templated(), offer)
+        token_ids = prompt.token_ids
         if message.output_options.formatted_prompt:
-            formatted = text
+            formatted = prompt.text
+        reading = reading_of(model, offer, prompt.tail, is_forced=offer.constrain(message, model))
+        message.ClearField("tools")
     message.ClearField("text")
     message.ClearField("messages")
     message.token_ids.extend(token_ids)
-    return formatted
+    return formatted, reading
 
 
 def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
@@ -124,6 +155,8 @@ def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
     if message.tool_call_id:
         turn["tool_call_id"] = message.tool_call_id
     return turn
@@ -180,6 +213,7 @@ class Outputs:
             delta = response.choices.add(index=piece.index, token_ids=piece.token_ids)
             if piece.text and (self._has_text or not piece.token_ids):
                 delta.text = piece.text
+            _say(delta, piece)
             if piece.logprobs is not None:
                 delta.logprobs.CopyFrom(piece.logprobs)
             if piece.finish is not None:
@@ -187,7 +221,23 @@ class Outputs:
         return response
 
 
+def _say(delta: pb.ChoiceDelta, piece: Piece) -> None:
+    """What a piece says beside its text."""
+    for one in piece.said:
+        match one:
+            case Reasoning(text):
+                delta.reasoning += text
+            case Call(index, call_id, name):
+                delta.tool_calls.add(index=index, id=call_id, name=name)
+            case Arguments(index, text):
+                call = next((call for call in delta.tool_calls if call.index == index), None)
+                call = delta.tool_calls.add(index=index) if call is None else call
+                call.arguments += text
+
+
 def _finish_of(piece: Piece) -> pb.FinishInfo:
     if piece.stop is not None:
         return pb.FinishInfo(reason=pb.FINISH_REASON_STOP, stop_string=piece.stop)
-    return piece.info or pb.FinishInfo(reason=_REASONS.get(piece.finish or "", pb.FINISH_REASON_STOP))
+    if piece.info is not None and piece.finish != "tool_calls":
+        return piece.info
+    return pb.FinishInfo(reason=_REASONS.get(piece.finish or "", pb.FINISH_REASON_STOP))

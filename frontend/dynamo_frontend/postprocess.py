@@ -5,10 +5,14 @@ The text doesn't depend on how the tokens were cut into outputs: everything is f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+
+from dynamo_frontend.marks import first_of, viable_suffix
+from dynamo_frontend.parsers.base import Arguments, Call, Parser, Said, Text
 
 
 class StopMatcher:
@@ -19,28 +23,21 @@ class StopMatcher:
         self._starts = tuple({stop[0] for stop in stops})
         self._held = ""
 
-    def feed(self, text: str) -> tuple[str, str | None]:
-        """Take text; gives what can be shown, and the stop string that ended it, if one did."""
+    def feed(self, text: str, *, counts: bool = True) -> tuple[str, str | None]:
+        """Take text; gives what can be shown, and the stop string that ended it, if one did.
+
+        Args:
+            counts: a stop string that is complete in this text ends it.
+        """
         if not self._held and not any(start in text for start in self._starts):
             return text, None  # no stop string begins here
         self._held += text
-        # what is complete first wins, whatever comes behind it: so it doesn't depend on how the text was cut
-        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            end, at, stop = min(found)
-            shown, self._held = self._held[: end if self._keep else at], ""
-            return shown, stop
-        keep_from = len(self._held) - self._viable_suffix()
+        if counts and (found := first_of(self._held, self._stops)):
+            shown, self._held = self._held[: found.end if self._keep else found.start], ""
+            return shown, found.mark
+        keep_from = len(self._held) - viable_suffix(self._held, self._stops)
         shown, self._held = self._held[:keep_from], self._held[keep_from:]
         return shown, None
-
-    def _viable_suffix(self) -> int:
-        """Length of the longest end of the text that is a beginning of a stop string."""
-        longest = max(len(stop) for stop in self._stops) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
-        return 0
 
     def release(self) -> str:
         """What was held back, when no stop string can come any more."""
@@ -54,17 +51,27 @@ class Detokenizer:
     Args:
         seed: ids that it is decoded behind, and that are not shown (`PromptTokenizer.seed`).
         plain_seed: the same where a decoder has to begin again.
+        kept: special tokens that are shown though others are skipped.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, seed: Sequence[int], *, skip_special_tokens: bool, plain_seed: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        seed: Sequence[int],
+        *,
+        skip_special_tokens: bool,
+        plain_seed: Sequence[int] = (),
+        kept: Mapping[int, str] | None = None,
     ) -> None:
+        self._kept = kept if skip_special_tokens and kept else {}
         self._tokenizer, self._skip, self._plain_seed = tokenizer, skip_special_tokens, list(plain_seed)
         self._stream = DecodeStream(list(seed), skip_special_tokens)
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
         """The text that a token completes; empty in the middle of a character."""
+        if token_id in self._kept:
+            return self.flush() + self._kept[token_id]
         try:
             text = self._stream.step(self._tokenizer, token_id)
         except Exception:  # a plain one: bytes that are no text changed what was decoded before them
@@ -103,7 +110,6 @@ class ChoiceText:
     ) -> None:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops, keep=keep_stop)
-        self._early = StopMatcher(())
         self._has_stops = bool(stops)
         self._min_tokens = min_tokens if detokenizer else 0  # text can't be counted in tokens
         self.num_tokens = 0
@@ -136,8 +142,7 @@ class ChoiceText:
         return self._feed(text)
 
     def _feed(self, text: str) -> str:
-        matcher = self._matcher if self.num_tokens >= self._min_tokens else self._early
-        shown, self.stop = matcher.feed(text)
+        shown, self.stop = self._matcher.feed(text, counts=self.num_tokens >= self._min_tokens)
         return shown
 
     def end(self) -> str:
@@ -146,3 +151,64 @@ class ChoiceText:
         if self.stop is None:
             rest += self._matcher.release()
         return rest
+
+
+class ReadText(ChoiceText):
+    """One choice whose text is read: it may hold calls of tools and reasoning.
+
+    Args:
+        one_call: the client wants no other than the first.
+
+    Attributes:
+        num_reasoning: so many of its tokens were reasoning.
+        called: names of the tools that it called.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        detokenizer: Detokenizer | None,
+        stops: Sequence[str] = (),
+        *,
+        one_call: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(detokenizer, stops, **options)
+        self._parser, self._one_call = parser, one_call
+        self._said: list[Said] = []
+        self.num_reasoning = 0
+        self.called: list[str] = []
+
+    def feed_token(self, token_id: int) -> str:
+        was_in_reasoning = self._parser.is_in_reasoning
+        text = self._read(super().feed_token(token_id))
+        self.num_reasoning += was_in_reasoning or self._parser.is_in_reasoning
+        return text
+
+    def feed_text(self, text: str) -> str:
+        return self._read(super().feed_text(text))
+
+    def end(self) -> str:
+        rest = super().end()
+        return self._keep(self._parser.feed(rest) + self._parser.end())
+
+    def take(self) -> Sequence[Said]:
+        """What was said since it was asked last."""
+        said, self._said = self._said, []
+        return said
+
+    def _read(self, text: str) -> str:
+        said = self._parser.feed(text) if text else []
+        if self.stop is not None:
+            said += self._parser.end()
+        return self._keep(said)
+
+    def _keep(self, said: list[Said]) -> str:
+        """Keep what is told; gives the text of the answer in it."""
+        for one in said:
+            if isinstance(one, Call):
+                self.called.append(one.name)
+        if self._one_call:
+            said = [one for one in said if not isinstance(one, (Call, Arguments)) or one.index == 0]
+        self._said += said
+        return "".join([one.text for one in said if isinstance(one, Text)])

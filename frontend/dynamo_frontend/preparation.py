@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from dynamo_frontend.parsers.families import Family, family_of
 from dynamo_frontend.templates import ChatTemplate
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ConfigurationError, InstanceLostError
@@ -21,10 +22,18 @@ from dynamo_grpc.v1 import control_pb2, model_card_pb2
 
 @dataclass(slots=True)
 class Preparation:
-    """What turns a request's text into tokens and back; empty for models that take text."""
+    """What turns a request's text into tokens and back; empty for models that take text.
+
+    Attributes:
+        template: the one that is taken if no other is named.
+        named: other templates; `tool_use` is taken where tools are offered.
+        family: how the model's answers are read.
+    """
 
     tokenizer: PromptTokenizer | None = None
     template: ChatTemplate | None = None
+    named: Mapping[str, ChatTemplate] = field(default_factory=dict)
+    family: Family = field(default_factory=Family)
 
 
 async def fetch_file(connection: Connection, file: model_card_pb2.ModelFile) -> bytes:
@@ -58,12 +67,16 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
             preparation.tokenizer = PromptTokenizer(Tokenizer.from_str(files["tokenizer.json"].decode()))
         except Exception as error:  # the library raises plain Exception
             raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    special = {
+        key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
+    }
     if card.chat_template:
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        special = {
-            key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
-        }
         preparation.template = ChatTemplate(card.chat_template, special)
+    preparation.named = {name: ChatTemplate(source, special) for name, source in card.named_chat_templates.items()}
+    sources = [card.chat_template, *card.named_chat_templates.values()]
+    told = card.runtime_config
+    preparation.family = family_of(told.tool_call_parser, told.reasoning_parser, "\n".join(sources))
     return preparation
 
 

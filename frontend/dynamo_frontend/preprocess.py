@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.offers import Reading, offer_of, reading_of
 from dynamo_frontend.prompts import (
-    chat_tokens,
+    chat_prompt,
     check_can_prepare,
     check_token_ids,
     checked_turns,
@@ -19,16 +19,17 @@ from dynamo_frontend.prompts import (
     tokenize,
 )
 from dynamo_frontend.schemas import (
+    Calling,
     ChatRequest,
     CompletionRequest,
-    ResponseFormat,
     Sampling,
     Templated,
     check_refused,
+    json_of,
 )
 from dynamo_grpc import InvalidRequestError, MeshError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
-from dynamo_grpc.validation import MAX_CHOICES, check_length, check_request
+from dynamo_grpc.validation import MAX_CHOICES, check_capability, check_length, check_request
 
 _SAMPLING = (
     "n",
@@ -43,7 +44,7 @@ _SAMPLING = (
 )
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 #: The client's options that a worker's are made from, where they have other names.
-_ASKED_BY = {"guided_decoding": "response_format", "output_options.prompt_logprobs": "echo"}
+_ASKED_BY = {"output_options.prompt_logprobs": "echo"}
 #: OpenAI's default for completions.
 _COMPLETION_TOKENS = 16
 #: Choices of a request, over all its prompts.
@@ -58,6 +59,7 @@ class Part:
         index: of its first choice in the answer.
         echo: what stands before each of its choices, if the client wants its prompt back.
         counts_prompt: whether its prompt counts in the usage: once for all choices of a prompt.
+        reading: how its answer is read, where it may say more than text.
         is_silent: the client wants no answer, what its prompt is like alone: nothing that is generated is shown.
     """
 
@@ -66,6 +68,7 @@ class Part:
     echo: str | None = None
     counts_prompt: bool = True
     is_silent: bool = False
+    reading: Reading | None = None
 
     @property
     def has_prompt_logprobs(self) -> bool:
@@ -104,21 +107,26 @@ def shown_of(request: Sampling) -> Shown:
 async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     """The requests to send for a chat; checked."""
     assert model.preparation is not None
-    message = _common(request, model)
+    message, offer, tail = _common(request, model), offer_of(request), ""
     limit = request.max_completion_tokens or request.max_tokens
+    offer.check(model)
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
-        if given := sorted(Templated.model_fields.keys() & request.model_fields_set):
+        if given := sorted((Templated.model_fields.keys() - Calling.model_fields.keys()) & request.model_fields_set):
             text = f"{given[0]} is about a chat template, and model {model.card.name!r} brings its own"
             raise UnsupportedError(text, param=given[0])
         message.messages.extend(_to_message(turn) for turn in checked_turns(request.messages))
+        offer.put_into(message)
     else:
-        message.token_ids.extend(await chat_tokens(model, checked_turns(request.messages), request))
+        prompt = await chat_prompt(model, checked_turns(request.messages), request, offer)
+        message.token_ids.extend(prompt.token_ids)
+        tail = prompt.tail
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
-    if request.metadata:
-        message.extensions["metadata"] = request.metadata
-    _guide(message, request.response_format)
-    return split(message, model, functools.partial(_finish, model=model, limit=limit, default_limit=None))
+    elif request.top_logprobs:
+        raise InvalidRequestError("top_logprobs goes with logprobs: true", param="top_logprobs")
+    reading = reading_of(model, offer, tail, is_forced=offer.constrain(message, model))
+    finish = functools.partial(_finish, model=model, limit=limit, default_limit=None)
+    return split(message, model, finish, reading=reading)
 
 
 async def prepare_completion(request: CompletionRequest, model: Model) -> list[Part]:
@@ -145,10 +153,14 @@ async def _prepare_one(request: CompletionRequest, model: Model, prompt: str | l
     assert model.preparation is not None
     message = _common(request, model)
     if request.best_of and request.best_of > (request.n or 1):
+        check_capability("logprobs", "best_of", model.card)
         message.sampling_options.n = request.best_of
         message.output_options.logprobs = 0  # what the best ones are found by
     if not prompt:
         raise InvalidRequestError("the prompt is empty", param="prompt")
+    if request.max_tokens == 0 and request.min_tokens:
+        text = f"min_tokens is {request.min_tokens}, more than max_tokens = 0"
+        raise InvalidRequestError(text, param="min_tokens")
     if isinstance(prompt, list):
         check_token_ids(prompt, "prompt")
         message.token_ids.extend(prompt)
@@ -181,6 +193,7 @@ def split(
     model: Model,
     finish: Callable[[inference_pb2.PreprocessedRequest], None],
     echo: str | None = None,
+    reading: Reading | None = None,
 ) -> list[Part]:
     """The requests for a prompt's choices: one, where the worker makes several from one prefill; else one for each.
 
@@ -192,7 +205,7 @@ def split(
         raise InvalidRequestError(f"n is {num}: it must be at least 1 and at most {MAX_CHOICES}", param="n")
     if num == 1 or "n" in model.card.capabilities:
         finish(message)
-        return [Part(message, echo=echo)]
+        return [Part(message, echo=echo, reading=reading)]
     message.sampling_options.ClearField("n")
     finish(message)
     parts = []
@@ -201,45 +214,45 @@ def split(
         one.CopyFrom(message)
         if one.sampling_options.HasField("seed"):  # equal seeds would give equal choices
             one.sampling_options.seed = (one.sampling_options.seed + index + 2**63) % 2**64 - 2**63
-        parts.append(Part(one, index, echo, counts_prompt=index == 0))
+        parts.append(Part(one, index, echo, counts_prompt=index == 0, reading=reading))
     return parts
 
 
-def _guide(message: inference_pb2.PreprocessedRequest, wanted: ResponseFormat | None) -> None:
-    """What the answer must look like, by OpenAI's `response_format`."""
-    if wanted is None or wanted.type == "text":
-        return
-    if message.HasField("guided_decoding"):
-        raise InvalidRequestError("give response_format or one of guided_*, not both", param="response_format")
-    if wanted.type == "json_object":
-        message.guided_decoding.json_object = True
-    elif wanted.json_schema is None:
-        raise InvalidRequestError("json_schema is missing", param="response_format.json_schema")
-    else:
-        message.guided_decoding.json_schema = json.dumps(wanted.json_schema.schema_)
-
-
-def _guide_by_extension(message: inference_pb2.PreprocessedRequest, request: Sampling) -> None:
+def _guide(message: inference_pb2.PreprocessedRequest, request: Sampling, model: Model) -> None:
+    """What the answer must look like, by OpenAI's `response_format` or by an extension."""
+    wanted = request.response_format
     given = [name for name in _GUIDED if getattr(request, name) is not None]
-    if len(given) > 1:
-        raise InvalidRequestError(f"give one of {' and '.join(given)}", param=given[1])
+    given += ["response_format"] if wanted is not None and wanted.type != "text" else []
     if not given:
         return
+    if len(given) > 1:
+        raise InvalidRequestError(f"give one of {' and '.join(given)}", param=given[1])
     guided = message.guided_decoding
-    if request.guided_json is not None:
-        is_text = isinstance(request.guided_json, str)
-        guided.json_schema = request.guided_json if is_text else json.dumps(request.guided_json)  # type: ignore[assignment]
+    if (schema := request.guided_json) is not None:
+        guided.json_schema = schema if isinstance(schema, str) else json_of(schema, "guided_json")
     elif request.guided_regex is not None:
         guided.regex = request.guided_regex
     elif request.guided_choice is not None:
         guided.choice.choices.extend(request.guided_choice)
     elif request.guided_grammar is not None:
         guided.grammar = request.guided_grammar
+    elif wanted is not None and wanted.type == "json_object":
+        guided.json_object = True
+    elif wanted is None or wanted.json_schema is None:
+        raise InvalidRequestError("json_schema is missing", param="response_format.json_schema")
+    else:
+        guided.json_schema = json_of(wanted.json_schema.schema_, "response_format.json_schema.schema")
+    check_capability("guided_decoding", given[0], model.card)
 
 
 @contextlib.contextmanager
-def naming(param: str) -> Iterator[None]:
-    """Errors name the field of the client's request that is meant."""
+def naming(param: str, renamed: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Errors name the field of the client's request that is meant.
+
+    Args:
+        param: the field that has the prompt.
+        renamed: fields that have other names in the client's request.
+    """
     try:
         yield
     except MeshError as error:
@@ -251,6 +264,7 @@ def naming(param: str) -> Iterator[None]:
             error.param = _ASKED_BY[error.param]
         else:
             error.param = error.param.removeprefix("sampling_options.").removeprefix("output_options.")
+        error.param = (renamed or {}).get(error.param, error.param)
         raise
 
 
@@ -278,7 +292,9 @@ def _common(request: Sampling, model: Model) -> inference_pb2.PreprocessedReques
         message.stop_conditions.stop_token_ids.extend(request.stop_token_ids)
     if request.priority is not None:
         message.priority = request.priority
-    _guide_by_extension(message, request)
+    _guide(message, request, model)
+    if request.metadata:
+        message.extensions["metadata"] = request.metadata
     if request.user:
         message.extensions["user"] = request.user
     return message
@@ -313,4 +329,11 @@ def _to_message(turn: dict[str, Any]) -> inference_pb2.ChatMessage:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for part in parts:
         message.content.add(text=inference_pb2.TextContent(text=part["text"]))
+    for call in turn.get("tool_calls") or ():
+        function = call["function"]
+        arguments = function.get("arguments", "")
+        arguments = arguments if isinstance(arguments, str) else json_of(arguments, "messages")
+        message.tool_calls.add(id=call.get("id") or "", name=function["name"], arguments=arguments)
+    message.tool_call_id = turn.get("tool_call_id") or ""
+    message.reasoning = turn.get("reasoning_content") or ""
     return message

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.offers import Offer, offer_of
 from dynamo_frontend.schemas import Message, Templated, TokenizeRequest
-from dynamo_frontend.templates import Turn
+from dynamo_frontend.templates import ChatTemplate, Turn
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ContextLengthError, InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import model_card_pb2
 
+#: So much of a prompt's end is looked at for reasoning that it has begun: where an assistant's turn is opened.
+_TAIL_CHARS = 64
 
-async def token_ids_of(request: TokenizeRequest, model: Model) -> list[int]:
+
+async def prompt_tokens(request: TokenizeRequest, model: Model) -> list[int]:
     """The token ids of a prompt, or of a chat."""
+    if request.prompt is None:
+        return await chat_tokens(request.messages or (), request, model)
     _check_tokenizer(model)
-    if request.prompt is not None:
-        return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
-    return await chat_tokens(model, checked_turns(request.messages or ()), request)
+    return await tokenize(model, request.prompt, add_special_tokens=request.add_special_tokens)
+
+
+async def chat_tokens(messages: Sequence[Message], how: Templated, model: Model) -> list[int]:
+    """The token ids of a chat."""
+    _check_tokenizer(model)
+    offer = offer_of(how)
+    offer.check(model)
+    return (await chat_prompt(model, checked_turns(messages), how, offer)).token_ids
 
 
 def text_of(token_ids: list[int], model: Model) -> str:
@@ -33,27 +45,77 @@ def text_of(token_ids: list[int], model: Model) -> str:
     return str(model.preparation.tokenizer.base.decode(token_ids, skip_special_tokens=False))
 
 
-async def chat_tokens(model: Model, turns: Sequence[Turn], how: Templated) -> list[int]:
-    """The token ids of a chat."""
-    return await tokenize(model, render(model, turns, how), add_special_tokens=False)
+class Prompt(NamedTuple):
+    """A chat as the model is given it.
+
+    Attributes:
+        text: as the template wrote it.
+        tail: the end of it that the model goes on from: what it may have begun to think is there.
+    """
+
+    text: str
+    tail: str
+    token_ids: list[int]
 
 
-def render(model: Model, turns: Sequence[Turn], how: Templated) -> str:
-    """A chat as the model's template writes it."""
-    assert model.preparation is not None
-    if model.preparation.template is None:
-        raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+async def chat_prompt(model: Model, turns: Sequence[Turn], how: Templated, offer: Offer) -> Prompt:
+    """A chat as the model's template writes it, and its token ids."""
     started = time.perf_counter()
-    text = model.preparation.template.render(
+    text = _template(model, how, offer).render(
         turns,
         add_generation_prompt=how.add_generation_prompt and not how.continue_final_message,
         continue_final_message=how.continue_final_message,
+        tools=offer.tools or None,
         documents=how.documents,
-        variables=how.chat_template_kwargs,
+        variables=_variables(model, how),
     )
     if model.series is not None:
         model.series.template.observe(time.perf_counter() - started)
-    return text
+    if how.continue_final_message:
+        tail = str(turns[-1].get("content"))
+    else:
+        tail = text.rstrip()[-_TAIL_CHARS:] if how.add_generation_prompt else ""
+    return Prompt(text, tail, await tokenize(model, text, add_special_tokens=False))
+
+
+def _template(model: Model, how: Templated, offer: Offer) -> ChatTemplate:
+    """The template that a request is written with."""
+    preparation = model.preparation
+    assert preparation is not None
+    named = preparation.named
+    if (name := how.chat_template) is not None and name != "default":
+        if name not in named:
+            there = ", ".join(["default", *named])
+            text = f"{name[:64]!r} is no template of model {model.card.name!r}: there are {there}, and none can be sent"
+            raise InvalidRequestError(text, param="chat_template")
+        return named[name]
+    if offer.tools and name is None and "tool_use" in named:
+        return named["tool_use"]
+    if preparation.template is None:
+        raise InvalidRequestError(f"model {model.card.name!r} has no chat template", param="model")
+    return preparation.template
+
+
+def _variables(model: Model, how: Templated) -> dict[str, Any]:
+    """What the template is given beside the chat.
+
+    Raises:
+        UnsupportedError: reasoning_effort is asked for, and the template knows nothing of the kind.
+    """
+    given = dict(how.chat_template_kwargs or {})
+    effort = how.reasoning_effort
+    if effort is None:
+        return given
+    assert model.preparation is not None
+    template = model.preparation.template
+    known = template.variables if template is not None else frozenset()
+    if "reasoning_effort" in known:
+        return {"reasoning_effort": effort, **given}
+    for name in ("enable_thinking", "thinking"):
+        if name in known:
+            return {name: effort != "none", **given}
+    text = f"the chat template of model {model.card.name!r} knows no reasoning effort"
+    raise UnsupportedError(text, param="reasoning_effort")
 
 
 def checked_turns(turns: Sequence[Message]) -> list[dict[str, Any]]:
@@ -61,6 +123,8 @@ def checked_turns(turns: Sequence[Message]) -> list[dict[str, Any]]:
     messages = [turn.model_dump(exclude_none=True) for turn in turns]
     for index, turn in enumerate(messages):
         _check_content(turn, f"messages.{index}.content")
+        if (calls := turn.get("tool_calls")) is not None:
+            _check_calls(calls, f"messages.{index}.tool_calls")
     return messages
 
 
@@ -124,6 +188,15 @@ def check_can_prepare(model: Model) -> None:
             f"model {model.card.name!r} brings no tokenizer: it can be asked over gRPC alone, with token ids",
             param="model",
         )
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    for number, call in enumerate(calls if isinstance(calls, list) else [None]):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError("a call has a function with its name", param=f"{where}.{number}.function.name")
+        if not isinstance(function.get("arguments", ""), (str, dict)):
+            raise InvalidRequestError("arguments are JSON, as a string", param=f"{where}.{number}.function.arguments")
 
 
 def _check_content(turn: dict[str, Any], where: str) -> None:

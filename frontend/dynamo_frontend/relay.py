@@ -6,9 +6,11 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.postprocess import ChoiceText, Detokenizer
+from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.postprocess import ChoiceText, Detokenizer, ReadText
 from dynamo_frontend.preprocess import Part, Shown
 from dynamo_frontend.record import Record
 from dynamo_grpc import Context, HandlerEndedError, RouterMode
@@ -32,6 +34,7 @@ class Piece:
         stop: the stop string that ended the choice, if one did.
         num_prompt: so many of the tokens are the prompt's, echoed.
         info: what the worker said of the choice's end, if it was the one to end it.
+        said: all that the piece says, in order, where it may be more than `text`: reasoning, calls of tools.
     """
 
     index: int
@@ -42,6 +45,7 @@ class Piece:
     stop: str | None = None
     num_prompt: int = 0
     info: pb.FinishInfo | None = None
+    said: Sequence[Said] = ()
 
 
 class Relay:
@@ -73,7 +77,8 @@ class Relay:
         self._model, self._message, self._context, self._record = model, message, context, record
         self._index, self.counts_prompt = part.index, part.counts_prompt
         self._echo = part.echo if part.has_prompt_logprobs else None
-        self._is_silent = part.is_silent
+        self._is_silent, self._reading = part.is_silent, part.reading
+        self._called: dict[int, list[str]] = {}  # by workers that read their answers themselves
         self.has_output = False
         self._mode, self._instance_id = mode, instance_id
         self._shown, self._stops = shown, shown.stops
@@ -166,9 +171,16 @@ class Relay:
         text = choice.feed_token(token_id)
         self._num_counted += 1
         finish = None if choice.stop is None else self._finish(0, "stop")
+        if type(choice) is ReadText:
+            return Piece(self._index, text, (token_id,), None, finish, choice.stop, 0, None, choice.take())
         return Piece(self._index, text, (token_id,), None, finish, choice.stop)
 
     def _finish(self, index: int, reason: str) -> str:
+        if self._reading is not None and reason in ("stop", "tool_calls"):
+            choice, called = self._choices.get(index), self._called.get(index, [])
+            called = [*called, *choice.called] if isinstance(choice, ReadText) else called
+            self._reading.check(called)
+            reason = self._reading.finish if called else reason
         self._finished.add(index)
         self._record.finish = reason
         return reason
@@ -177,19 +189,28 @@ class Relay:
         if index not in self._choices:
             assert self._model.preparation is not None
             tokenizer = self._model.preparation.tokenizer
+            parser = self._reading.parser() if self._reading is not None else None
             detokenizer = None
             if tokenizer is not None and self._shown.has_text:
                 skips = self._shown.skip_special_tokens
                 seed = tokenizer.seed(self._message.token_ids, skip_special_tokens=skips)
                 detokenizer = Detokenizer(
-                    tokenizer.base, seed, skip_special_tokens=skips, plain_seed=tokenizer.plain_seed
+                    tokenizer.base,
+                    seed,
+                    skip_special_tokens=skips,
+                    plain_seed=tokenizer.plain_seed,
+                    kept=parser and tokenizer.kept(parser.all_marks),
                 )
-            self._choices[index] = ChoiceText(
-                detokenizer,
-                self._stops,
-                keep_stop=self._shown.keeps_stop,
-                min_tokens=self._message.stop_conditions.min_tokens,
-            )
+            options: dict[str, Any] = {
+                "keep_stop": self._shown.keeps_stop,
+                "min_tokens": self._message.stop_conditions.min_tokens,
+            }
+            if parser is None:
+                self._choices[index] = ChoiceText(detokenizer, self._stops, **options)
+            else:
+                assert self._reading is not None
+                one_call = not self._reading.offer.is_parallel
+                self._choices[index] = ReadText(parser, detokenizer, self._stops, one_call=one_call, **options)
         return self._choices[index]
 
     def _piece(self, delta: pb.ChoiceDelta) -> Piece | None:
@@ -210,6 +231,10 @@ class Relay:
                     del logprobs.token_logprobs[count:]
                     del logprobs.top[count:]
         self._num_counted += len(token_ids)
+        said: list[Said] = []
+        if delta.HasField("reasoning") or delta.tool_calls:  # the worker reads its answer itself
+            said = _said_by(delta)
+            self._called.setdefault(delta.index, []).extend(one.name for one in said if isinstance(one, Call))
         finish = info = None
         if choice.stop is not None:
             finish = self._finish(delta.index, "stop")
@@ -217,7 +242,11 @@ class Relay:
             text += choice.end()
             reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
             finish, info = self._finish(delta.index, reason), delta.finish
-        return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop, 0, info)
+        if isinstance(choice, ReadText):
+            said += choice.take()
+        elif said and text:
+            said.append(Text(text))
+        return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop, 0, info, said)
 
     def _count(self, usage: pb.Usage) -> None:
         """Take the worker's counts."""
@@ -230,6 +259,21 @@ class Relay:
         """What we could count ourselves holds."""
         if self._num_counted or self._is_silent:
             self.usage.completion_tokens = self._num_carried + self._num_counted
+        if self._reading is not None and self._num_counted:
+            choices = [choice for choice in self._choices.values() if isinstance(choice, ReadText)]
+            if self._reading.family.thinks:
+                self.usage.reasoning_tokens = sum(choice.num_reasoning for choice in choices)
+
+
+def _said_by(delta: pb.ChoiceDelta) -> list[Said]:
+    """What a worker says that reads its answer itself."""
+    said: list[Said] = [Reasoning(delta.reasoning)] if delta.reasoning else []
+    for call in delta.tool_calls:
+        if call.name:
+            said.append(Call(call.index, call.id, call.name))
+        if call.arguments:
+            said.append(Arguments(call.index, call.arguments))
+    return said
 
 
 class Relays:
@@ -365,4 +409,5 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
     last = pieces[-1]
     text = "".join(piece.text for piece in pieces)
-    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt, last.info)
+    said = [one for piece in pieces for one in piece.said]
+    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt, last.info, said)

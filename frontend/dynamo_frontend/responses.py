@@ -1,38 +1,59 @@
-"""OpenAI's Responses API over the same chat: its body, its answer, its events. Nothing is stored."""
+"""OpenAI's Responses API: its body, as the chat that it asks for. Nothing is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from dynamo_frontend.relay import Piece
-from dynamo_frontend.schemas import Asked, ChatRequest, check_refused, text_of
-from dynamo_frontend.shapes import ChatShape, typed_event
-from dynamo_frontend.spelling import Spelling
-from dynamo_grpc import UnsupportedError
-from dynamo_grpc.v1 import inference_pb2 as pb
+from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, text_of
+from dynamo_grpc import InvalidRequestError, UnsupportedError
 
 _LOGPROBS = "message.output_text.logprobs"
-_TEXTS = ("input_text", "output_text", "text")
+#: What `include` may ask for; what is encrypted is nothing, as nothing is kept.
+_INCLUDED = (_LOGPROBS, "reasoning.encrypted_content")
+_TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
+#: Items of one input.
+_MAX_ITEMS = 4096
 
 
-class InputItem(BaseModel):
-    """One turn of the input."""
+class InputItem(Body):
+    """One item of the input: a turn, a call or what a tool answered."""
 
     model_config = ConfigDict(extra="allow")
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] = "user"
-    content: str | list[dict[str, Any]] = ""
+    content: str | list[dict[str, Any]] | None = None
 
 
-class TextOptions(BaseModel):
+class TextOptions(Options):
     """How the text is to be."""
 
-    model_config = ConfigDict(extra="allow")
     format: dict[str, Any] = Field(default_factory=lambda: {"type": "text"})
+
+
+class FunctionTool(Body):
+    """A function that the model may call."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["function"]
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionChoice(Body):
+    """Which function."""
+
+    type: Literal["function"]
+    name: str
+
+
+class ReasoningOptions(Options):
+    """How much is thought before the answer."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
 class ResponsesRequest(Asked):
@@ -46,21 +67,21 @@ class ResponsesRequest(Asked):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] | None = None
     text: TextOptions | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=1024)
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningOptions | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
     store: bool | None = None
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "previous_response_id": (),
         "conversation": (),
         "prompt": (),
         "background": (False,),
-        "reasoning": ({}, {"effort": None}),
         "truncation": ("disabled",),
         "max_tool_calls": (),
-        "parallel_tool_calls": (True, False),
         "service_tier": ("auto", "default"),
     }
 
@@ -69,136 +90,80 @@ class ResponsesRequest(Asked):
 
         Raises:
             UnsupportedError: a kind of input that isn't text.
+            InvalidRequestError: a value is wrong; names it.
         """
         check_refused(self, self.refused)
         turns = [{"role": "developer", "content": self.instructions}] if self.instructions else []
         items = [InputItem(content=self.input)] if isinstance(self.input, str) else self.input
-        for number, item in enumerate(items):
-            if item.type != "message":
-                raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=f"input.{number}")
-            turns.append({"role": item.role, "content": text_of(item.content, f"input.{number}.content", _TEXTS)})
+        if not items:
+            raise InvalidRequestError("the input is empty", param="input")
+        if len(items) > _MAX_ITEMS:
+            raise InvalidRequestError(f"the input has {len(items)} items: at most {_MAX_ITEMS}", param="input")
+        turns += _turns(items)
         wanted = (self.text or TextOptions()).format
+        json_of(wanted, "text.format")  # it is told again with the answer
         if wanted.get("type") == "json_schema":
+            if "schema" not in wanted:
+                raise InvalidRequestError("schema is missing", param="text.format.schema")
             wanted = {"type": "json_schema", "json_schema": wanted}
+        if unknown := [one for one in self.include or () if one not in _INCLUDED]:
+            raise UnsupportedError(f"include: {unknown[0][:64]!r} is not supported here", param="include")
         has_logprobs = _LOGPROBS in (self.include or ())
+        if self.top_logprobs and not has_logprobs:
+            raise InvalidRequestError(f"top_logprobs goes with include: [{_LOGPROBS!r}]", param="top_logprobs")
+        choice: Any = self.tool_choice
+        if isinstance(choice, FunctionChoice):
+            choice = {"type": "function", "function": {"name": choice.name}}
         return ChatRequest.of(
             model=self.model, messages=turns, stream=self.stream, response_format=wanted,
             max_completion_tokens=self.max_output_tokens, temperature=self.temperature, top_p=self.top_p,
             logprobs=has_logprobs or None, top_logprobs=self.top_logprobs if has_logprobs else None,
+            tools=[_chat_tool(tool) for tool in self.tools] if self.tools else None, tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=self.reasoning.effort if self.reasoning else None,
             user=self.user, metadata=self.metadata,
         )  # fmt: skip
 
 
-class ResponsesShape(ChatShape):
-    """/v1/responses: typed and numbered events, and the whole answer again at the end."""
-
-    def __init__(self, request_id: str, asked: ResponsesRequest, spelling: Spelling | None) -> None:
-        super().__init__(request_id, asked, spelling)
-        self._asked = asked
-        self._response_id, self._item_id = f"resp_{request_id}", f"msg_{request_id}"
-        self._number = 0
-        self._pieces: list[str] = []
-        self._entries: list[dict[str, Any]] = []
-        self._finish: str | None = None
-
-    def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
-        snapshot = self._response("in_progress", [], None)
-        return b"".join((
-            self._event("response.created", response=snapshot),
-            self._event("response.in_progress", response=snapshot),
-            self._event("response.output_item.added", output_index=0, item=self._item("in_progress", None)),
-            self._event("response.content_part.added", part=self._part("", []), **self._place),
-        ))  # fmt: skip
-
-    @property
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-
-    def _event(self, kind: str, **values: Any) -> bytes:
-        number, self._number = self._number, self._number + 1
-        return typed_event(kind, sequence_number=number, **values)
-
-    def event(self, piece: Piece) -> bytes:
-        if piece.finish:
-            self._finish = piece.finish
-        if not piece.text and piece.logprobs is None:
-            return b""
-        self._pieces.append(piece.text)
-        entries = self._logprobs(piece)["content"] if piece.logprobs is not None else []
-        self._entries += entries
-        return self._event("response.output_text.delta", **self._place, delta=piece.text, logprobs=entries)
-
-    def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
-        text = "".join(self._pieces)
-        status = self._status(self._finish)
-        item = self._item(status, self._part(text, self._entries))
-        return b"".join((
-            self._event("response.output_text.done", **self._place, text=text, logprobs=self._entries),
-            self._event("response.content_part.done", **self._place, part=self._part(text, self._entries)),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{status}", response=self._response(status, [item], usage, num_migrations)),
-        ))  # fmt: skip
-
-    def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
-        (piece,) = pieces
-        self._finish = piece.finish
-        entries = self._logprobs(piece)["content"] if piece.logprobs is not None else []
-        status = self._status(piece.finish)
-        item = self._item(status, self._part(piece.text, entries))
-        return orjson.dumps(self._response(status, [item], usage, num_migrations))
-
-    @staticmethod
-    def _status(finish: str | None) -> str:
-        return "incomplete" if finish in ("length", "content_filter") else "completed"
-
-    @staticmethod
-    def _part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-    def _item(self, status: str, part: dict[str, Any] | None) -> dict[str, Any]:
-        content = [] if part is None else [part]
-        return {"type": "message", "id": self._item_id, "status": status, "role": "assistant", "content": content}
-
-    def _response(
-        self, status: str, output: list[dict[str, Any]], usage: pb.Usage | None, num_migrations: int = 0
-    ) -> dict[str, Any]:
-        asked = self._asked
-        reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish or "")
-        return {
-            "id": self._response_id,
-            "object": "response",
-            "created_at": self._base["created"],
-            "status": status,
-            "background": False,
-            "error": None,
-            "incomplete_details": {"reason": reason} if status == "incomplete" else None,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "model": asked.model,
-            "output": output,
-            "parallel_tool_calls": True,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "store": False,
-            "temperature": asked.temperature,
-            "text": {"format": (asked.text or TextOptions()).format},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_logprobs": asked.top_logprobs or 0,
-            "top_p": asked.top_p,
-            "truncation": "disabled",
-            "usage": None if usage is None else _usage(usage, num_migrations),
-            "user": asked.user,
-        }
+def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.model_dump(exclude={"type"}, exclude_unset=True)}
 
 
-def _usage(usage: pb.Usage, num_migrations: int) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-    return values | ({"num_migrations": num_migrations} if num_migrations else {})
+def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
+    """The turns of a chat; what the assistant thought, said and called is one."""
+    turns: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        where, extra = f"input.{number}", item.model_extra or {}
+        if item.type == "message":
+            turn = {"role": item.role, "content": text_of(item.content or "", f"{where}.content", _TEXTS)}
+            if item.role == "assistant" and turns and turns[-1]["role"] == "assistant" and "content" not in turns[-1]:
+                turns[-1] |= turn
+            else:
+                turns.append(turn)
+        elif item.type == "reasoning":
+            thoughts = item.content or extra.get("summary") or ""
+            _assistant(turns)["reasoning_content"] = text_of(thoughts, f"{where}.content", _TEXTS)
+        elif item.type == "function_call":
+            name, arguments, call_id = (_text(extra, key, where) for key in ("name", "arguments", "call_id"))
+            call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            _assistant(turns).setdefault("tool_calls", []).append(call)
+        elif item.type == "function_call_output":
+            output = text_of(extra.get("output") or "", f"{where}.output", _TEXTS)
+            turns.append({"role": "tool", "tool_call_id": _text(extra, "call_id", where), "content": output})
+        else:
+            raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)
+    return turns
+
+
+def _assistant(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The assistant's turn that goes on, or a new one."""
+    if not turns or turns[-1]["role"] != "assistant":
+        turns.append({"role": "assistant"})
+    return turns[-1]
+
+
+def _text(values: dict[str, Any], key: str, where: str) -> str:
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{key} must be a string", param=f"{where}.{key}")
+    return value

@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dynamo_grpc import UnsupportedError
+from dynamo_grpc import InvalidRequestError, UnsupportedError
 
 
-class StreamOptions(BaseModel):
+class Body(BaseModel):
+    """What a client sends: types are what they are said to be, and what is null is left out."""
+
+    model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        if isinstance(values, dict) and None in values.values():
+            return {name: value for name, value in values.items() if value is not None}
+        return values
+
+    def unknown(self) -> list[str]:
+        """Fields that nobody knows, for the warning."""
+        found = list(self.model_extra or ())
+        for name in self.model_fields_set:
+            if isinstance(value := getattr(self, name, None), Options):
+                found += [f"{name}.{inner}" for inner in value.unknown()]
+        return sorted(found)
+
+
+class Options(Body):
+    """Options within a body; those that nobody knows are told."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class StreamOptions(Options):
     """What a stream tells besides its text."""
 
     include_usage: bool = False
@@ -20,7 +48,7 @@ class StreamOptions(BaseModel):
     )
 
 
-class TextPart(BaseModel):
+class TextPart(Body):
     """A part of a message."""
 
     model_config = ConfigDict(extra="allow")
@@ -31,7 +59,7 @@ class TextPart(BaseModel):
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
-class Message(BaseModel):
+class Message(Body):
     """One turn of a chat; templates may know more fields than these."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,22 +68,23 @@ class Message(BaseModel):
     name: str | None = None
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Options):
     """What `response_format` of type json_schema holds."""
 
-    model_config = ConfigDict(extra="allow")
     name: str = ""
+    description: str | None = None
+    strict: bool | None = None
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Options):
     """What the answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class Asked(BaseModel):
+class Asked(Body):
     """What the bodies of all endpoints that generate have in common."""
 
     model_config = ConfigDict(extra="allow")
@@ -63,20 +92,11 @@ class Asked(BaseModel):
     model: str = Field(max_length=256)
     stream: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        """What is null is left out, as OpenAI's types have it."""
-        if isinstance(values, dict) and None in values.values():
-            return {name: value for name, value in values.items() if value is not None}
-        return values
-
     #: Options that are refused for now, unless they ask for what happens anyway.
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
     def unknown(self) -> list[str]:
-        """Fields that nobody knows, for the warning."""
-        return sorted(set(self.model_extra or {}) - set(self.refused))
+        return [name for name in super().unknown() if name not in self.refused]
 
 
 def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[str] = ("text",)) -> str:
@@ -92,6 +112,18 @@ def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[s
             text = f"content of type {part.get('type')!r} is not supported here"
             raise UnsupportedError(text, param=f"{where}.{number}")
     return "".join(part["text"] for part in content)
+
+
+def json_of(value: Any, param: str) -> str:
+    """A client's value as JSON.
+
+    Raises:
+        InvalidRequestError: it is nested too deeply.
+    """
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError as error:  # of what JSON gave, nothing else can be wrong
+        raise InvalidRequestError(f"{param} is nested too deeply: {error}", param=param) from None
 
 
 def check_refused(asked: BaseModel, refused: Mapping[str, tuple[Any, ...]]) -> None:
@@ -121,8 +153,10 @@ class Sampling(Asked):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, Field(strict=False)], float] | None = None
     user: str | None = None
+    metadata: dict[str, str] | None = None
+    response_format: ResponseFormat | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -139,9 +173,49 @@ class Sampling(Asked):
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
 
 
-class Templated(BaseModel):
+class Function(Body):
+    """A function that a model may call."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON schema.")
+
+
+class Tool(Body):
+    """A tool that a model may call."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Body):
+    """Which function."""
+
+    name: str
+
+
+class ToolName(Body):
+    """Which tool."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class Calling(Body):
+    """What a model may call."""
+
+    tools: list[Tool] | None = Field(None, max_length=1024)
+    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class Templated(Calling):
     """How a chat becomes a prompt."""
 
+    chat_template: str | None = Field(None, description="Name of another template of the model than its default.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     add_generation_prompt: bool = Field(True, description="End the prompt with what begins the assistant's turn.")
     continue_final_message: bool = Field(False, description="The answer goes on in the last message.")
     documents: list[dict[str, Any]] | None = Field(None, description="For models that answer by them.")
@@ -162,23 +236,17 @@ class ChatRequest(Sampling, Templated):
     """Body of /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
-    response_format: ResponseFormat | None = None
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**32)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    metadata: dict[str, str] | None = None
 
     refused: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
         "audio": (),
         "modalities": (["text"],),
         "prediction": (),
         "web_search_options": (),
-        "reasoning_effort": (),
-        "parallel_tool_calls": (True, False),
         "service_tier": ("auto", "default"),
         "store": (False,),
     }
@@ -198,7 +266,19 @@ class CompletionRequest(Sampling):
     echo: bool = False
     best_of: int | None = Field(None, ge=1, le=128)
 
-    refused: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ("",)}
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "suffix": ("",),
+        "messages": (),
+        "tools": ([],),
+        "tool_choice": ("none",),
+        "reasoning_effort": (),
+        "max_completion_tokens": (),
+        "top_logprobs": (),
+        "chat_template": (),
+        "chat_template_kwargs": ({},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+    }
 
 
 class TokenizeRequest(Templated):
@@ -221,7 +301,7 @@ class BusyRequest(BaseModel):
     active_requests_threshold: int | None = Field(None, ge=0)
 
 
-class RouteRequest(BaseModel):
+class RouteRequest(Body):
     """Body of POST /debug/route: a request, or its model alone."""
 
     model_config = ConfigDict(extra="allow")
@@ -229,7 +309,7 @@ class RouteRequest(BaseModel):
     model: str
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """Body of /detokenize."""
 
     model: str

@@ -5,10 +5,11 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Said, Text
 from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import Asked, Sampling
 from dynamo_frontend.spelling import Spelled, Spelling
@@ -41,7 +42,13 @@ def typed_event(kind: str, **values: Any) -> bytes:
 
 
 class Shape(Protocol):
-    """How answers of one endpoint look."""
+    """How answers of one endpoint look.
+
+    Attributes:
+        num_events: so many were told, where they have numbers.
+    """
+
+    num_events: int
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         """The events before the first piece."""
@@ -61,11 +68,13 @@ class Shape(Protocol):
 
 class _Shape:
     prefix, chunk, whole = "", "", ""
+    num_events = 0
 
     def __init__(self, request_id: str, asked: Asked, spelling: Spelling | None) -> None:
         self._spelling = spelling
         options = asked.stream_options if isinstance(asked, Sampling) and asked.stream else None
-        has_usage = self._has_usage = options is not None and options.include_usage
+        has_usage = options is not None and (options.include_usage or options.continuous_usage_stats)
+        self._has_usage = has_usage
         self._base = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": asked.model}
         head = orjson.dumps({**self._base, "object": self.chunk})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":'
@@ -106,7 +115,9 @@ class ChatShape(_Shape):
     def event(self, piece: Piece) -> bytes:
         events = b""
         before, after = self._frame(piece.index)
-        if piece.logprobs is not None:
+        if piece.said:
+            events = b"".join(self._deltas(piece))
+        elif piece.logprobs is not None:
             logprobs = orjson.dumps(self._logprobs(piece))
             events = b"".join((before, orjson.dumps(piece.text), b'},"logprobs":', logprobs, after))
         elif piece.text:
@@ -115,6 +126,15 @@ class ChatShape(_Shape):
             finish = b',"delta":{},"logprobs":null,"finish_reason":' + orjson.dumps(piece.finish)
             events += self._head + str(piece.index).encode() + finish + self._tail
         return events
+
+    def _deltas(self, piece: Piece) -> Iterable[bytes]:
+        """An event for each thing that a piece says; the first has the log probabilities of all."""
+        head = self._head + str(piece.index).encode() + b',"delta":'
+        logprobs = b"null" if piece.logprobs is None else orjson.dumps(self._logprobs(piece))
+        for one in piece.said:
+            delta = orjson.dumps(_delta(one))
+            yield b"".join((head, delta, b',"logprobs":', logprobs, b',"finish_reason":null', self._tail))
+            logprobs = b"null"
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
         """What stands before and after the text of a piece."""
@@ -127,7 +147,7 @@ class ChatShape(_Shape):
         choices = [
             {
                 "index": piece.index,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
+                "message": _message(piece),
                 "logprobs": None if piece.logprobs is None else self._logprobs(piece),
                 "finish_reason": piece.finish,
             }
@@ -147,6 +167,52 @@ class ChatShape(_Shape):
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         token = self._token(token_id)
         return {"token": token.text, "logprob": max(logprob, _LOWEST), "bytes": list(token.data)}
+
+
+def _delta(said: Said) -> dict[str, Any]:
+    """What is new, as a stream of a chat tells it."""
+    match said:
+        case Text(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case Call(index, call_id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case Arguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+class Told(NamedTuple):
+    """What a whole choice says beside its text."""
+
+    reasoning: str
+    calls: list[tuple[Call, str]]
+
+
+def told_by(piece: Piece) -> Told:
+    """Reasoning, and calls with their arguments."""
+    reasoning = "".join([one.text for one in piece.said if isinstance(one, Reasoning)])
+    arguments: dict[int, str] = {}
+    for one in piece.said:
+        if isinstance(one, Arguments):
+            arguments[one.index] = arguments.get(one.index, "") + one.text
+    calls = [(one, arguments.get(one.index, "")) for one in piece.said if isinstance(one, Call)]
+    return Told(reasoning, calls)
+
+
+def _message(piece: Piece) -> dict[str, Any]:
+    """A whole choice of a chat."""
+    reasoning, calls = told_by(piece)
+    message: dict[str, Any] = {"role": "assistant", "content": piece.text or (None if calls else ""), "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
+            for call, text in calls
+        ]
+    return message
 
 
 class CompletionShape(_Shape):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -121,6 +121,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         numbers = all(isinstance(size, (int, float)) for size in sizes)
         if operator == "*" and numbers and isinstance(left, (str, list)) != isinstance(right, (str, list)):
             _check_size(sizes[0] * sizes[1])
+        elif operator == "+" and (isinstance(left, str) and isinstance(right, Arguments)):
+            right = str(right)  # templates of some models put the text in
         elif operator == "+" and isinstance(left, (str, list)) and isinstance(right, (str, list)):
             _check_size(sum(sizes))
         elif operator == "**" and numbers:
@@ -133,6 +135,17 @@ def _check_size(size: float) -> None:
         raise SecurityError(f"it makes more than {MAX_CHARS} characters")
 
 
+class Arguments(dict[str, Any]):
+    """Arguments of a call, as templates know them: a mapping, and where text is wanted that of the client."""
+
+    def __init__(self, text: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
 class ChatTemplate:
     """A compiled template.
 
@@ -142,6 +155,7 @@ class ChatTemplate:
 
     Attributes:
         takes_parts: it knows what to do with content in several parts; else it is given their text.
+        variables: names of those that it looks at.
 
     Raises:
         ConfigurationError: it is no valid template.
@@ -153,6 +167,7 @@ class ChatTemplate:
         try:
             tree = self._environment.parse(source)
             self.takes_parts = _looks_at_parts(tree)
+            self.variables = frozenset(meta.find_undeclared_variables(tree))
             self._template = self._environment.from_string(tree)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigurationError(f"the chat template is wrong in line {error.lineno}: {error.message}") from error
@@ -163,6 +178,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Turn] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
@@ -171,19 +187,21 @@ class ChatTemplate:
         Args:
             add_generation_prompt: end with what begins the assistant's turn.
             continue_final_message: end in the last message, without what closes it: the answer goes on there.
+            tools: that the model may call, in OpenAI's shape.
             documents: for models that answer by them.
             variables: others that the template knows; they win over the model's own.
 
         Raises:
             InvalidRequestError: the template doesn't take these messages; says why.
         """
+        messages = [_with_arguments(message) for message in messages]
         if not self.takes_parts:
             messages = [_with_text(message) for message in messages]
         if continue_final_message:
             messages = [*messages[:-1], _marked(messages[-1])]
         values = {
             **self._variables,
-            "tools": None,
+            "tools": tools,
             "documents": documents,
             **(variables or {}),
             "messages": messages,
@@ -230,6 +248,28 @@ def _names_content(node: nodes.Node) -> bool:
         or (isinstance(one, nodes.Getitem) and isinstance(one.arg, nodes.Const) and one.arg.value == "content")
         for one in named
     )
+
+
+def _with_arguments(message: Turn) -> Turn:
+    """A message whose calls have their arguments as mappings, where they are: templates were written for these."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    return {**message, "tool_calls": [_with_mapping(call) for call in calls]}
+
+
+def _with_mapping(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    text = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(text, str):
+        return call
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return call
+    if not isinstance(values, dict):
+        return call
+    return {**call, "function": {**function, "arguments": Arguments(text, values)}}
 
 
 def _with_text(message: Turn) -> Turn:

@@ -37,6 +37,7 @@ class PromptTokenizer:
         base: the tokenizer itself, without truncation and padding.
         spelling: what its tokens say one by one.
         max_token_chars: no token is longer than this.
+        special: the ids of its special tokens, by what they say.
         on_look_up: told how many pieces of a prompt were in the cache, and how many weren't.
     """
 
@@ -46,13 +47,15 @@ class PromptTokenizer:
         self.base = tokenizer
         self.spelling = Spelling(tokenizer)
         self.max_token_chars = max(map(len, tokenizer.get_vocab()), default=0)
-        added = [token for token in tokenizer.get_added_tokens_decoder().values() if not token.normalized]
+        decoder = tokenizer.get_added_tokens_decoder()
+        added = [token for token in decoder.values() if not token.normalized]
         # longest first: of several tokens that begin at one place, the longest counts
         contents = sorted((re.escape(token.content) for token in added), key=len, reverse=True)
         self._added = re.compile("|".join(contents) or r"(?!)")
         self._borders = {
             token.content for token in added if not (token.lstrip or token.rstrip or token.single_word)
         }  # the others look at what is around them
+        self.special = {token.content: number for number, token in decoder.items() if token.special}
         self.on_look_up: Callable[[int, int], None] = lambda num_hits, num_misses: None
         self._cache: dict[str, array[int]] = {}
         self._num_cached_chars = 0
@@ -72,6 +75,10 @@ class PromptTokenizer:
     def plain_seed(self) -> list[int]:
         """A seed that says nothing of the prompt."""
         return self.base.encode("a", add_special_tokens=False).ids
+
+    def kept(self, marks: Sequence[str]) -> dict[int, str]:
+        """The special tokens among marks, or with one in them, by id: what reads answers must see them."""
+        return {number: said for said, number in self.special.items() if any(mark in said for mark in marks)}
 
     async def encode(self, text: str) -> list[int]:
         """Token ids of a text, without the tokens that a tokenizer adds around a whole one."""

@@ -21,11 +21,11 @@ ENTRIES = {
         "",
         [("get_weather", {"city": "Paris 🌊", "places": [{"a": "}```"}]}), ("get_time", {})],
     ),
-    "text after": Entry(f"{BEGIN}{PLAIN}{END}\nSo.", "\nSo.", [("get_weather", {"city": "Paris 🌊", "places": [{"a": "}```"}]})]),
-    "no arguments": Entry(f"{BEGIN}{CALL}function{SEP}get_time\n{CALL_END}{END}", "", [("get_time", {})]),
-    "cut": Entry(
-        f'{BEGIN}{CALL}function{SEP}get_weather\n```json\n{{"ci', "", [("get_weather", '{"ci')], is_cut=True
+    "text after": Entry(
+        f"{BEGIN}{PLAIN}{END}\nSo.", "\nSo.", [("get_weather", {"city": "Paris 🌊", "places": [{"a": "}```"}]})]
     ),
+    "no arguments": Entry(f"{BEGIN}{CALL}function{SEP}get_time\n{CALL_END}{END}", "", [("get_time", {})]),
+    "cut": Entry(f'{BEGIN}{CALL}function{SEP}get_weather\n```json\n{{"ci', "", [("get_weather", '{"ci')], is_cut=True),
     "cut in the name": Entry(f"{BEGIN}{CALL}get_w", f"{BEGIN}{CALL}get_w", is_cut=True),
     "garbage": Entry(f"a{BEGIN}b{END}c", f"a{BEGIN}b{END}c"),
     "reasoning": Entry(

@@ -37,7 +37,5 @@ ENTRIES = {
     "garbage": Entry("[TOOL_CALLS] [1, 2]", "[TOOL_CALLS] [1, 2]"),
     "nothing": Entry("a [TOOL_CALLS]", "a [TOOL_CALLS]"),
     "brackets": Entry("a[0] and [TOOL] and [", "a[0] and [TOOL] and ["),
-    "thinking": Entry(
-        '[THINK]Hm.[/THINK][TOOL_CALLS]get_time[ARGS]{}', "", [("get_time", {})], "Hm."
-    ),
+    "thinking": Entry("[THINK]Hm.[/THINK][TOOL_CALLS]get_time[ARGS]{}", "", [("get_time", {})], "Hm."),
 }

@@ -11,9 +11,7 @@ ENTRIES = {
         "",
         [("get_weather", {"city": "Paris", "days": 3}), ("get_time", {})],
     ),
-    "in tokens": Entry(
-        "<|python_start|>[get_time()]<|python_end|>", "", [("get_time", {})]
-    ),
+    "in tokens": Entry("<|python_start|>[get_time()]<|python_end|>", "", [("get_time", {})]),
     "values": Entry(
         "[get_weather(city='it\\'s \\u00e9\\x41 🌊 \"x\"', days=-1.5e3, units=None, places=[{'a': True, \"b\": (1, [])}, {}, "
         "{1: {}}],)]",
@@ -22,7 +20,7 @@ ENTRIES = {
             (
                 "get_weather",
                 {
-                    "city": "it's éA 🌊 \"x\"",
+                    "city": 'it\'s éA 🌊 "x"',
                     "days": -1500.0,
                     "units": None,
                     "places": [{"a": True, "b": [1, []]}, {}, {"1": {}}],
@@ -31,18 +29,14 @@ ENTRIES = {
         ],
     ),
     "long strings": Entry(
-        '[write_file(path="", content=\'\'\'a "b"\n\\n\\d\'\'\', overwrite=False)]',
+        "[write_file(path=\"\", content='''a \"b\"\n\\n\\d''', overwrite=False)]",
         "",
         [("write_file", {"path": "", "content": 'a "b"\n\n\\d', "overwrite": False})],
     ),
-    "text before and after": Entry(
-        "I look:\n\n[get_time()]\n\nDone [1].", "I look:\n\nDone [1].", [("get_time", {})]
-    ),
+    "text before and after": Entry("I look:\n\n[get_time()]\n\nDone [1].", "I look:\n\nDone [1].", [("get_time", {})]),
     "a link": Entry("[get_weather](http://x) and [a(b)]", "[get_weather](http://x) and [a(b)]"),
     "a list": Entry("Look:\n[1, 2]\n[x()]", "Look:\n[1, 2]\n[x()]"),
-    "broken within": Entry(
-        "[get_weather(city=where, days=1)] x", "where, days=1)] x", [("get_weather", '{"city": ')]
-    ),
+    "broken within": Entry("[get_weather(city=where, days=1)] x", "where, days=1)] x", [("get_weather", '{"city": ')]),
     "cut": Entry('[get_weather(city="Pa', "", [("get_weather", '{"city": "Pa')], is_cut=True),
     "cut in a number": Entry("[get_weather(days=12", "", [("get_weather", '{"days": 12')], is_cut=True),
     "cut in a name": Entry("[get_wea", "[get_wea", is_cut=True),

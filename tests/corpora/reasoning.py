@@ -16,8 +16,6 @@ FAMILIES = {
     "mistral": {"with its token": Entry("[THINK]Hm. [1][/THINK]Yes.", "Yes.", reasoning="Hm. [1]")},
     "kimi": {"with its tag": Entry("◁think▷Hm ◁.◁/think▷Yes.", "Yes.", reasoning="Hm ◁.")},
     "granite": {
-        "with its words": Entry(
-            "Here is my thought process:\nHm.\nHere is my response:\nYes.", "Yes.", reasoning="Hm."
-        )
+        "with its words": Entry("Here is my thought process:\nHm.\nHere is my response:\nYes.", "Yes.", reasoning="Hm.")
     },
 }

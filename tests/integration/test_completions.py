@@ -313,9 +313,9 @@ async def test_when_one_choice_fails_the_answer_does(mesh: Mesh) -> None:
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
             "json_schema",
-            '{"type": "object"}',
+            '{"type":"object"}',
         ),
-        ({"guided_json": {"type": "array"}}, "json_schema", '{"type": "array"}'),
+        ({"guided_json": {"type": "array"}}, "json_schema", '{"type":"array"}'),
         ({"guided_json": '{"type":"array"}'}, "json_schema", '{"type":"array"}'),
         ({"guided_regex": "[a-z]+"}, "regex", "[a-z]+"),
         ({"guided_grammar": 'root ::= "a"'}, "grammar", 'root ::= "a"'),
@@ -341,7 +341,7 @@ async def test_constraints_are_handed_to_workers_that_declare_them(
             "param"
         ] == "logprobs"
         told = await front.error({**CHAT, **options}, 400)
-        assert told["param"] == "response_format"
+        assert told["param"] == next(iter(options))
         assert "does not declare the capability 'guided_decoding'" in told["message"]
 
 
@@ -391,7 +391,5 @@ async def test_the_usage_so_far_in_every_event(front: Front) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     response = await front.post({**CHAT, "max_tokens": 5, "stream": True, "stream_options": options})
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
-    counts = [event["usage"]["completion_tokens"] for event in events if event["usage"]]
-    assert counts == sorted(counts)
-    assert counts[-1] == 5
-    assert len(counts) >= 5
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == [0, 1, 2, 3, 4, 5, 5, 5]  # the role, five tokens, the end, the usage of the whole

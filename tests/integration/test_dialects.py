@@ -93,11 +93,16 @@ async def test_a_response_with_log_probabilities(front: Front) -> None:
         ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
-        ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "input.0"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"type": "function_call_output", "output": "y"}]}, "input.0.call_id"),
+        ({"input": []}, "input"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0.content.0"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"text": {"format": {"type": "json_object"}}}, "response_format"),
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
     ],
 )
 async def test_what_responses_refuses(front: Front, options: dict[str, Any], param: str) -> None:

@@ -100,6 +100,9 @@ def ask(**fields: Any) -> Any:
     return inference_pb2.PreprocessedRequest(stop_conditions=stop, sampling_options=sampling, **fields)
 
 
+TOOLS: list[Any] = [{"type": "function", "function": {"name": "f"}}]
+
+
 def chat(text: str) -> list[Any]:
     return [inference_pb2.ChatMessage(role="user", content=[{"text": {"text": text}}])]
 
@@ -193,7 +196,9 @@ async def test_a_whole_answer(client: Client) -> None:
         (ask(messages=[{"role": "wizard", "content": [{"text": {"text": "x"}}]}]), "INVALID_ARGUMENT", "INVALID_REQUEST", "the role 'wizard'", "messages.0.role"),
         (ask(token_ids=[5], sampling={"n": 1_000_000}), "INVALID_ARGUMENT", "INVALID_REQUEST", "at most 128", "n"),
         (ask(messages=[{"role": "user"}]), "INVALID_ARGUMENT", "INVALID_REQUEST", "no content", "messages.0.content"),
-        (ask(messages=chat("x"), tools={"a": 1}), "UNIMPLEMENTED", "UNSUPPORTED", "tools", "tools"),
+        (ask(messages=chat("x"), tools={"tools": TOOLS}), "UNIMPLEMENTED", "UNSUPPORTED", "knows no tools", "tools"),
+        (ask(messages=chat("x"), tools={"tools": [{}]}), "INVALID_ARGUMENT", "INVALID_REQUEST", "Field required", "tools.0.type"),
+        (ask(text="x", tools={"tools": TOOLS}), "INVALID_ARGUMENT", "INVALID_REQUEST", "tools are for chats", "tools"),
         (
             ask(text="x", guided_decoding={"regex": "x"}),
             "UNIMPLEMENTED", "UNSUPPORTED", "guided_decoding", "guided_decoding",

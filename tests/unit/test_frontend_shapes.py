@@ -45,7 +45,7 @@ def error_of(schema: Any, body: Any) -> MeshError:
         ({"temperature": "hot"}, "temperature"),
         ({"n": 0}, "n"),
         ({"stop": 5}, "stop"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
     ],
 )

@@ -7,12 +7,12 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from dynamo_frontend.parsers.base import Arguments, Call, Parser, Plain, Reasoning, Said, Text, Tools
 from dynamo_frontend.parsers.families import REASONING_PARSERS, TOOL_PARSERS, family_of
 from dynamo_frontend.parsers.forced import Forced
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from dynamo_grpc import ConfigurationError
 from tests.corpora import TOOLS, Entry
 from tests.corpora.reasoning import FAMILIES
@@ -70,8 +70,8 @@ def test_every_entry_says_what_it_says(tools, reasoning, name, entry):
     text, thought, calls = read(parser_of(tools, reasoning, is_thinking=entry.is_thinking), [entry.raw])
     assert (text, thought) == (entry.text, entry.reasoning)
     assert [name for _, name, _ in calls] == [name for name, _ in entry.calls]
-    for (_, _, given), (_, wanted) in zip(calls, entry.calls, strict=True):
-        assert given == wanted if isinstance(wanted, str) else json.loads(given) == wanted
+    for (_, _, told), (_, wanted) in zip(calls, entry.calls, strict=True):
+        assert told == wanted if isinstance(wanted, str) else json.loads(told) == wanted
 
 
 @pytest.mark.parametrize(("tools", "reasoning", "name", "entry"), ENTRIES, ids=IDS)
@@ -151,10 +151,10 @@ def test_reasoning_is_told_as_it_comes():
 
 
 def test_mistral_makes_ids_that_its_templates_take():
-    ((call, _),) = [parser_of("mistral", "none").feed('[TOOL_CALLS]get_time{}')]
+    ((call, _),) = [parser_of("mistral", "none").feed("[TOOL_CALLS]get_time{}")]
     assert len(call.id) == 9
     assert call.id.isalnum()
-    (call, _) = parser_of("mistral", "none").feed('[TOOL_CALLS]get_time[CALL_ID]a1B2c3D4e[ARGS]{}')
+    (call, _) = parser_of("mistral", "none").feed("[TOOL_CALLS]get_time[CALL_ID]a1B2c3D4e[ARGS]{}")
     assert call.id == "a1B2c3D4e"
 
 
@@ -192,7 +192,7 @@ def test_families_by_name_and_by_template():
     assert family_of("", "", "… <tool_call> … <think></think>").tools is TOOL_PARSERS["hermes"]
     assert family_of("", "", "… <tool_call> … <think></think>").thinking == REASONING_PARSERS["basic"]
     assert family_of("mistral", "none", "<tool_call> </think>") == family_of("mistral", "", "")
-    assert family_of("", "gpt_oss", "").reads
+    assert family_of("", "gpt_oss", "").thinks
     assert family_of("", "deepseek_r1", "").is_always_thinking
     assert TOOL_PARSERS["none"] is Plain
     with pytest.raises(ConfigurationError, match="did you mean 'hermes'"):

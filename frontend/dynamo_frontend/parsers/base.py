@@ -130,6 +130,11 @@ class Parser(ABC):
         self._said: list[Said] = []
         self._steps = self.parse()
 
+    @property
+    def all_marks(self) -> Sequence[str]:
+        """Tokens that it must see: of calls, and of reasoning."""
+        return (*self.marks, *(self._thinking or ()))
+
     def feed(self, text: str) -> list[Said]:
         """Take text; gives what it says."""
         self._held += text

@@ -79,9 +79,20 @@ class Family:
     is_always_thinking: bool = False
 
     @property
-    def reads(self) -> bool:
-        """Whether there is anything to read in an answer without tools."""
+    def thinks(self) -> bool:
+        """Whether its answers may have reasoning."""
         return self.thinking is not None or self.tools is Harmony
+
+    def kind(self, *, has_tools: bool) -> type[Parser]:
+        """What reads an answer."""
+        return self.tools if self.tools is not None and (has_tools or self.tools is Harmony) else Plain
+
+    def is_thinking_after(self, prompt: str) -> bool:
+        """Whether an answer to a prompt begins within the reasoning."""
+        if self.thinking is None:
+            return False
+        opened, closed = prompt.rfind(self.thinking.opening), prompt.rfind(self.thinking.closing)
+        return opened > closed or (self.is_always_thinking and closed < 0)
 
 
 def family_of(tool_parser: str, reasoning_parser: str, template: str) -> Family:

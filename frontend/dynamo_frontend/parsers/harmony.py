@@ -1,8 +1,8 @@
 """gpt-oss (harmony): every message has a channel, and calls have a recipient. On text: its library loads a vocabulary.
 
-    <|channel|>analysis<|message|>They ask for …<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather
-    <|constrain|>json<|message|>{"city": "Paris"}<|call|>
-    <|channel|>final<|message|>It rains.<|return|>
+<|channel|>analysis<|message|>They ask for …<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather
+<|constrain|>json<|message|>{"city": "Paris"}<|call|>
+<|channel|>final<|message|>It rains.<|return|>
 """
 
 from __future__ import annotations

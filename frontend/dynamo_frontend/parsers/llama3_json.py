@@ -1,4 +1,4 @@
-"""Llama 3.1 to 3.3: a call is a JSON object that begins a line, behind `<|python_tag|>` or nothing; `;` between several.
+"""Llama 3: a call is a JSON object that begins a line, behind `<|python_tag|>` or nothing; `;` between several.
 
     <|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": …}
 

@@ -1,12 +1,12 @@
 """Qwen 3 Coder: a call is XML-like, with a tag for each parameter; the values are typed by the tool's schema.
 
-    <tool_call>
-    <function=get_weather>
-    <parameter=city>
-    Paris
-    </parameter>
-    </function>
-    </tool_call>
+<tool_call>
+<function=get_weather>
+<parameter=city>
+Paris
+</parameter>
+</function>
+</tool_call>
 """
 
 from __future__ import annotations
