@@ -101,14 +101,19 @@ class WorkerSettings:
     advertise: str = ""
     namespace: str | None = None
     component: str | None = None
-    model_path: str | None = None
+    model_path: str | Path | None = None
     model_name: str | None = None
     chat_template: str | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     system_port: int | None = None
     grpc_admin_port: int | None = None
     max_concurrent: int | None = None
     max_queued: int | None = None
     inject_faults: str = ""
+
+
+_PARSERS = ("tool_call_parser", "reasoning_parser")
 
 
 def model_folder(cls: type[Worker]) -> Path | None:
@@ -119,28 +124,20 @@ def model_folder(cls: type[Worker]) -> Path | None:
     return path if path.is_absolute() else Path(inspect.getfile(cls)).resolve().parent / path
 
 
-def model_of(
-    cls: type[Worker],
-    model_path: str | Path | None = None,
-    model_name: str | None = None,
-    chat_template: str | None = None,
-) -> Model:
-    """The model that a class serves, with its own path and name or those given.
-
-    Args:
-        chat_template: a file with another template than the model's own.
-    """
+def model_of(cls: type[Worker], settings: WorkerSettings = WorkerSettings()) -> Model:
+    """The model that a class serves, as the settings have it."""
+    parsers = {name: value for name in _PARSERS if (value := getattr(settings, name)) is not None}
     return load_model(
-        model_path or model_folder(cls),
-        model_name or cls.model_name,
+        settings.model_path or model_folder(cls),
+        settings.model_name or cls.model_name,
         model_input=cls.model_input,
         model_type=cls.model_type,
         context_length=cls.context_length,
         kv_cache_block_size=cls.kv_cache_block_size,
         migration_limit=cls.migration_limit,
         capabilities=cls.capabilities,
-        runtime_config=cls.runtime_config,
-        chat_template=read_template(chat_template) if chat_template else None,
+        runtime_config={**cls.runtime_config, **parsers},
+        chat_template=read_template(settings.chat_template) if settings.chat_template else None,
     )
 
 
@@ -158,7 +155,7 @@ async def serve_worker(
 
         faults = Faults.parse(settings.inject_faults)
         logger.warning("this worker injects faults: %s", settings.inject_faults)
-    model = model_of(cls, settings.model_path, settings.model_name, settings.chat_template)
+    model = model_of(cls, settings)
     name = EndpointName(settings.namespace or cls.namespace, settings.component or cls.component, cls.endpoint)
     runtime = DistributedRuntime(host=settings.host, port=settings.port, advertise=settings.advertise)
     async with runtime, contextlib.AsyncExitStack() as stack:

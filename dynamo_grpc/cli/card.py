@@ -43,8 +43,17 @@ Examples:
     "--context-length", type=click.IntRange(1), help="Tokens of prompt and answer together; the folder's by default."
 )
 @click.option("--chat-template", help="File with another chat template than the folder's.", type=click.Path())
+@click.option("--tool-call-parser", help="How the model writes calls of tools, where its template doesn't tell.")
+@click.option("--reasoning-parser", help="How the model marks reasoning, where its template doesn't tell.")
 def card(
-    model_path: str | None, name: str, takes: str, types: tuple[str, ...], chat_template: str | None, **options: Any
+    model_path: str | None,
+    name: str,
+    takes: str,
+    types: tuple[str, ...],
+    chat_template: str | None,
+    tool_call_parser: str | None,
+    reasoning_parser: str | None,
+    **options: Any,
 ) -> None:
     """Print the model card of a folder as JSON: what a worker in any language registers and describes itself with."""
     kinds = ModelType(0)
@@ -56,6 +65,7 @@ def card(
         model_input=ModelInput.Text if takes == "text" else ModelInput.Tokens,
         model_type=kinds,
         chat_template=read_template(chat_template) if chat_template else None,
+        runtime_config={"tool_call_parser": tool_call_parser, "reasoning_parser": reasoning_parser},
         **options,
     )
     click.echo(json_format.MessageToJson(model.card, preserving_proto_field_name=True))

@@ -39,6 +39,8 @@ _OPTIONS = (
     option("--model-path", "Folder with tokenizer, template and configuration.", type=click.Path()),
     option("--model-name", "Name that clients ask for."),
     option("--chat-template", "File with another chat template than the model's own.", type=click.Path()),
+    option("--tool-call-parser", "How the model writes calls of tools, where its template doesn't tell."),
+    option("--reasoning-parser", "How the model marks reasoning, where its template doesn't tell."),
     option(
         "--system-port",
         "HTTP port of /live, /health and /metrics; 0 takes a free one, -1 (default) is none.",

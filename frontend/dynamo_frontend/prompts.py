@@ -85,7 +85,7 @@ def _template(model: Model, how: Templated, offer: Offer) -> ChatTemplate:
     named = preparation.named
     if (name := how.chat_template) is not None and name != "default":
         if name not in named:
-            there = ", ".join(["default", *named])
+            there = ", ".join(["default", *sorted(named)])
             text = f"{name[:64]!r} is no template of model {model.card.name!r}: there are {there}, and none can be sent"
             raise InvalidRequestError(text, param="chat_template")
         return named[name]

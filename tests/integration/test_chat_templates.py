@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from dynamo_frontend.templates import MAX_CHARS, ChatTemplate
 from dynamo_grpc import ConfigurationError, InvalidRequestError
 from dynamo_grpc.cards import load_model
 from dynamo_grpc.testing import Mesh
-from dynamo_grpc.worker import model_of
+from dynamo_grpc.worker import WorkerSettings, model_of
 
 from ..conftest import eventually
 from .front import FOLDER, Front
@@ -20,6 +22,7 @@ from .test_ingress import Talker
 
 SYSTEM = {"role": "system", "content": "Be short."}
 USER = {"role": "user", "content": "  Grüße, <b>you</b> 🙂\n"}
+TOLD = {"role": "tool", "tool_call_id": "c1"}
 ANSWER = {"role": "assistant", "content": " Well, I "}
 PARTS = {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}
 DOCUMENTS = [{"title": "Sea", "text": "It is wide."}, {"title": "Sky", "text": 'It is "high".'}]
@@ -60,9 +63,25 @@ TEMPLATES = {
 {% for part in m.content %}({{ part.type }}){{ part.text }}{% endfor %}{% endif %};{% endfor %}""",
     "filters": """{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}\
 {{ messages[1:] | length }}{{ messages[-1].content | upper | replace('E', '3') }}{{ messages[0].keys() | list | sort }}""",
+    "tools": """{% if tools %}<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+{% for tool in tools %}{{ tool.function.name }}({{ (tool.function.parameters or {}).properties | default({}) | join(', ') }})\
+{% endfor %}</tools>{% endif %}{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}\
+{% if m.reasoning_content is defined and loop.last %}({{ m.reasoning_content }}){% endif %}\
+{% for call in m.tool_calls or [] %}{% set call = call.function if call.function is defined else call %}\
+[{{ call.name }} {% if call.arguments is string %}{{ call.arguments }}{% else %}{{ call.arguments | tojson }}{% endif %}\
+{% for key, value in call.arguments.items() %};{{ key }}={{ value }}{% endfor %}]{% endfor %}\
+{% if m.role == 'tool' %}{{ m.tool_call_id }}{% endif %}{% endfor %}""",
     "time": """{{ strftime_now('%Y-%m') }}{% for m in messages %}{{ m.content }}{% endfor %}""",
 }
+WEATHER = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {}, "days": {}}}},
+}
+CLOCK = {"type": "function", "function": {"name": "get_time", "description": "It's <now>."}}
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Ü", "days": 2}}}]
 CHATS: dict[str, list[dict[str, Any]]] = {
+    "calls": [USER, {"role": "assistant", "content": "", "tool_calls": CALLS}, {**TOLD, "content": "rain"}],
     "one turn": [USER],
     "several": [SYSTEM, USER, ANSWER, USER],
     "ends with the assistant": [SYSTEM, USER, ANSWER],
@@ -71,6 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no prompt": {"add_generation_prompt": False},
     "documents": {"documents": DOCUMENTS},
+    "tools": {"tools": [WEATHER, CLOCK]},
     "variables": {"variables": {"thinking": True, "style": "short"}},
     "go on": {"continue_final_message": True, "add_generation_prompt": False},
 }
@@ -102,6 +122,57 @@ def test_as_transformers_does(template: str, chat: str, option: str) -> None:
     assert (option, template) in {("go on", "loop controls"), ("go on", "filters")}
     with pytest.raises(InvalidRequestError, match="doesn't write the last message"):
         ChatTemplate(source, TOKENS).render(messages, **options)
+
+
+def test_arguments_as_clients_send_them() -> None:
+    """As text; templates take a mapping, and some put text together."""
+    function = {"name": "get_weather", "arguments": '{"city": "Ü",  "days": 2}'}
+    turns = [USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": function}]}]
+    wanted = transformers_render(TEMPLATES["tools"], CHATS["calls"][:2], {})
+    assert ChatTemplate(TEMPLATES["tools"], TOKENS).render(turns) == wanted
+    source = (
+        "{{ 'a' + messages[1].tool_calls[0].function.arguments + 'b' ~ messages[1].tool_calls[0].function.arguments }}"
+    )
+    assert ChatTemplate(source, {}).render(turns) == f"a{function['arguments']}b{function['arguments']}"
+    for broken in ("{", "[1]", ""):
+        function["arguments"] = broken
+        assert f"[get_weather {broken}]" in ChatTemplate(
+            TEMPLATES["tools"].split("{% for key")[0] + "]{% endfor %}{% endfor %}", {}
+        ).render(turns)
+
+
+async def test_named_templates(mesh: Mesh, front: Front, tmp_path: Path) -> None:
+    shutil.copy(FOLDER / "tokenizer.json", tmp_path)
+    entries = [("default", "D"), ("rag", "R"), ("old", "O")]
+    told = [{"name": name, "template": f"{text}{{{{ messages[0].content }}}}"} for name, text in entries]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": told}))
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("T{{ tools | length }}")
+    (tmp_path / "additional_chat_templates" / "old.jinja").write_text("N")
+    model = load_model(tmp_path, "own", runtime_config={"tool_call_parser": "hermes"})
+    assert dict(model.card.named_chat_templates) == {
+        "rag": "R{{ messages[0].content }}", "tool_use": "T{{ tools | length }}", "old": "N"
+    }  # fmt: skip
+    assert not load_model(tmp_path, "own", chat_template="x").card.named_chat_templates
+
+    async def handler(request: Any) -> Any:
+        yield 300
+
+    await mesh.serve("own.backend.generate", handler, model)
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    body = {"model": "own", "messages": [USER], "max_tokens": 1}
+
+    async def prompt(**options: Any) -> str:
+        assert (await front.post({**body, **options})).status_code == 200
+        tokens = (await front.post({**body, **options}, "/tokenize")).json()["tokens"]
+        return str((await front.post({"model": "own", "tokens": tokens}, "/detokenize")).json()["prompt"])
+
+    assert await prompt() == "D" + USER["content"]
+    assert await prompt(chat_template="rag") == "R" + USER["content"]
+    assert await prompt(tools=[WEATHER, CLOCK]) == "T2"
+    assert await prompt(tools=[WEATHER], chat_template="default") == "D" + USER["content"]
+    error = await front.error({**body, "chat_template": "{{ messages }}"}, 400)
+    assert "there are default, old, rag, tool_use" in error["message"]
 
 
 def test_going_on_in_a_message_that_is_not_there() -> None:
@@ -197,6 +268,9 @@ async def test_over_http(mesh: Mesh, front: Front) -> None:
 
 def test_another_template_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{{ messages[0].content }}")
-    assert model_of(Talker, None, None, str(tmp_path / "own.jinja")).card.chat_template == "{{ messages[0].content }}"
+    assert (
+        model_of(Talker, WorkerSettings(chat_template=str(tmp_path / "own.jinja"))).card.chat_template
+        == "{{ messages[0].content }}"
+    )
     with pytest.raises(ConfigurationError, match=r"no\.jinja' can't be read"):
-        model_of(Talker, None, None, str(tmp_path / "no.jinja"))
+        model_of(Talker, WorkerSettings(chat_template=str(tmp_path / "no.jinja")))
