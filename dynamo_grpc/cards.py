@@ -18,7 +18,9 @@ from dynamo_grpc.names import nearest
 from dynamo_grpc.v1 import inference_pb2, model_card_pb2
 
 #: Files of a model folder that a frontend needs, if they are there.
-FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja")
+FILES = ("tokenizer_config.json", "config.json", "generation_config.json", "chat_template.jinja")
+#: Its tokenizer, in one of these; the first that is there counts.
+TOKENIZERS = ("tokenizer.json", "tekken.json", "tokenizer.model", "tiktoken.model", "*.tiktoken")
 
 #: Optional abilities that a worker can declare; a request that needs another one is refused.
 CAPABILITIES = frozenset(
@@ -95,9 +97,11 @@ def load_model(
     name = model_name or (folder.resolve().name if folder else "")
     if not name:
         raise ConfigurationError("a model needs a model_path or a model_name")
-    if folder is not None and model_input is ModelInput.Tokens and not (folder / "tokenizer.json").is_file():
+    tokenizer_files = [path.name for name in TOKENIZERS for path in sorted(folder.glob(name))] if folder else []
+    if folder is not None and model_input is ModelInput.Tokens and not tokenizer_files:
         raise ConfigurationError(
-            f"{folder} has no tokenizer.json, which a worker that takes token ids needs (else: ModelInput.Text)"
+            f"{folder.resolve()} has no tokenizer, neither {' nor '.join(TOKENIZERS)}: a worker that takes token ids "
+            "needs one (else: ModelInput.Text)"
         )
     _check_capabilities(capabilities := sorted(set(capabilities)))
     config, generation, tokenizer = (
@@ -127,7 +131,7 @@ def load_model(
     if user_data:
         card.user_data.CopyFrom(to_struct(user_data))
     files = {}
-    for file in FILES if folder else ():
+    for file in (*tokenizer_files[:1], *FILES) if folder else ():
         path = folder / file  # type: ignore[operator]
         if path.is_file():
             data = path.read_bytes()

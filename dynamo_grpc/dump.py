@@ -35,10 +35,10 @@ def install(requests: Callable[[], Iterable[str]]) -> None:
     def dump() -> None:
         lines = list(requests())
         shown = "\n".join(f"  {line}" for line in lines[:_MAX_LINES])
-        logger.warning("%d requests run:\n%s", len(lines), shown or "  none")
+        logger.warning("%d requests run:\n%s", len(lines), shown or "  none", extra={"lines": True})
         tasks = Counter(_where(task) for task in asyncio.all_tasks())
         told = "\n".join(f"  {count:5} {where}" for where, count in tasks.most_common(_MAX_LINES))
-        logger.warning("%d tasks, by where they are:\n%s", tasks.total(), told)
+        logger.warning("%d tasks, by where they are:\n%s", tasks.total(), told, extra={"lines": True})
 
     with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):  # not the main thread, or no such loop
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, dump)

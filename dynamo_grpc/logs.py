@@ -20,10 +20,19 @@ _IDS = ("request_id", "error_id")
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message", "event"}
 
 
+#: What would end a line, or change how a terminal shows it: clients and workers have a say in messages.
+_CONTROL = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+}
+
+
 class _Readable(logging.Formatter):
     """Lines end with the ids that clients are told, so that they can be found."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        is_ours = getattr(record, "lines", False)  # several lines, made here
+        record.message = record.message if is_ours else record.message.translate(_CONTROL)
         text = super().formatMessage(record)
         ids = ((name, getattr(record, name, "")) for name in _IDS)
         return " ".join([text, *(f"{name}={value}" for name, value in ids if value and str(value) not in text)])
@@ -59,9 +68,14 @@ class _Json(logging.Formatter):
         if record.stack_info:
             event["stack"] = self.formatStack(record.stack_info)
         try:
-            return json.dumps(event, default=str, ensure_ascii=False, allow_nan=False)
+            return _one_line(json.dumps(event, default=str, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError, RecursionError):  # what JSON doesn't have is better told as text than lost
-            return json.dumps({key: str(value) for key, value in event.items()}, ensure_ascii=False)
+            return _one_line(json.dumps({key: str(value) for key, value in event.items()}, ensure_ascii=False))
+
+
+def _one_line(text: str) -> str:
+    """JSON without what some readers take for the end of a line."""
+    return text.translate({code: f"\\u{code:04x}" for code in (0x7F, 0x85, 0x2028, 0x2029)})
 
 
 def parse_levels(text: str) -> dict[str, int]:

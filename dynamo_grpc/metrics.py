@@ -37,6 +37,8 @@ _RESERVED = frozenset(
         "registry_up", "uptime_seconds",
     )
 )  # fmt: skip
+#: So many reasons of errors are told apart.
+_MAX_REASONS = 100
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _NO_LABELS = ("le", "quantile", "__name__")
 _STOP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -54,6 +56,7 @@ class EndpointMetrics:
     def __init__(self) -> None:
         self.built_in, self.own = CollectorRegistry(), CollectorRegistry()
         self.attached: list[CollectorRegistry] = []
+        self._reasons: set[str] = set()
         self.requests = self._counter("requests", "Requests that have ended.")
         self.errors = self._counter("errors", "Requests that ended with an error, by its reason.", ("error_type",))
         self.cancellations = self._counter("cancellation", "Requests whose client left or cancelled.")
@@ -85,6 +88,14 @@ class EndpointMetrics:
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(PREFIX + name, text, buckets=buckets, registry=self.built_in)
 
+    def failed(self, reason: str) -> None:
+        """A request ended with an error; reasons that handlers make up are bounded."""
+        name = reason.lower() if _LABEL.fullmatch(reason) and len(reason) <= 64 else "other"
+        if name not in self._reasons:
+            name = name if len(self._reasons) < _MAX_REASONS else "other"
+            self._reasons.add(name)
+        self.errors.labels(name).inc()
+
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         """Add a counter of your own; a prometheus_client.Counter.
 
@@ -108,15 +119,21 @@ class EndpointMetrics:
         if registry not in self.attached:
             self.attached.append(registry)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """All that its series are called, of those that every endpoint has."""
+        return frozenset(self.built_in._names_to_collectors) | _RESERVED
+
     def _name(self, name: str, labels: Sequence[str]) -> str:
         full = name if name.startswith(PREFIX) else PREFIX + name
-        taken = {*self.built_in._names_to_collectors, *self.own._names_to_collectors, *_RESERVED}
+        taken = {*self.names, *self.own._names_to_collectors}
         if {full, full.removesuffix("_total"), f"{full}_total"} & taken:
             raise ConfigurationError(f"there is a metric {full} already")
         if not _LABEL.fullmatch(name):
             raise ConfigurationError(f"{name!r} can't be the name of a metric: letters, digits and _")
         for label in labels:
-            if label in HIERARCHY or not _LABEL.fullmatch(label):
+            is_taken = label in HIERARCHY or label in _NO_LABELS or labels.count(label) > 1
+            if is_taken or label.startswith("__") or not _LABEL.fullmatch(label):
                 raise ConfigurationError(f"metric {name}: {label!r} can't be a label of it")
         return full
 

@@ -246,7 +246,7 @@ def _count(running: Running, took_s: float, failed: str) -> None:
     if failed == RequestCancelledError.reason:
         metrics.cancellations.inc()
     elif failed:
-        metrics.errors.labels(failed.lower()).inc()
+        metrics.failed(failed)
 
 
 def _seconds(text: str | None) -> float | None:

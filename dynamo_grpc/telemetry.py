@@ -31,6 +31,7 @@ def configure_tracing(service: str) -> None:
     asked = os.environ.get("OTEL_TRACES_EXPORTER", "")
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     asked = asked or ("otlp" if any(os.environ.get(name) for name in endpoints) else "none")
+    asked = next((one for one in ("otlp", "console", "none") if one in asked.replace(" ", "").split(",")), asked)
     if asked == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     try:

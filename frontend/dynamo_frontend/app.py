@@ -22,7 +22,7 @@ from dynamo_frontend.anthropic import CountRequest
 from dynamo_frontend.asked import request_id_of
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import explain
-from dynamo_frontend.federation import ask_all, merge
+from dynamo_frontend.federation import Federation, merge
 from dynamo_frontend.inference import ControlService, InferenceService
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.kinds import KINDS, MESSAGES
@@ -70,6 +70,7 @@ class Frontend:
         self.catalog: Catalog
         self.ingress = Ingress(settings, self.metrics, self._serving, lambda: self.catalog, add_services)
         self._polling: BackendPolling | None = None
+        self._federation = Federation(lambda why: self.metrics.worker_errors.labels(why).inc())
         self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
         self._direct = {kind.path: self._serving.handler(kind) for kind in KINDS}
         self._add_routes(self.app)
@@ -256,7 +257,7 @@ class Frontend:
         # in a thread: with many models it takes longer than tokens may wait
         text = (await asyncio.to_thread(self.metrics.text, families)).decode()
         if request.query_params.get("workers", "0") not in ("", "0"):
-            texts = await ask_all(self.catalog.connections)
+            texts = await self._federation.ask_all(self.catalog.connections)
             text = await asyncio.to_thread(merge, [text, *texts])
         return Response(text, media_type=exposition.CONTENT_TYPE_LATEST)
 

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 1.0
 _SETTLE_S = 0.01
 _MAX_KNOWN = 1_000
+#: For so long metrics tell a model that nobody serves any more: it may be missed, or have been taken down.
+_GONE_S = 3600.0
 _MAX_RESTING = 32
 #: So many workers have series of their own.
 _MAX_WORKERS = 1_000
@@ -180,7 +182,9 @@ class Catalog:
     def families(self) -> Iterator[Metric]:
         """The models and their workers, for Prometheus."""
         models = [m for m in self._models.values() if self._metrics.label(m.card.name) == m.card.name]
-        gone = [((g.namespace, n), 0.0) for n, g in self._gone.items() if self._metrics.label(n) == n]
+        since = time.monotonic() - _GONE_S
+        left = [(n, g.namespace) for n, g in self._gone.items() if g.at_s > since]
+        gone = [((namespace, name), 0.0) for name, namespace in left if self._metrics.label(name) == name]
         labels = ("dynamo_namespace", "model")
 
         def of(name: str, text: str, value: Callable[[Model], float], more: Sequence[Any] = ()) -> Metric:

@@ -150,9 +150,10 @@ Examples:
 )
 @option(
     "--custom-backend-metrics-polling-interval",
-    "How often, in seconds; 0 is never.",
+    "How often, in seconds, from 0.1 on; 0 is never.",
     envvar=["DYN_CUSTOM_BACKEND_METRICS_POLLING_INTERVAL", "CUSTOM_BACKEND_METRICS_POLLING_INTERVAL"],
     default=0.0,
+    callback=lambda _, __, value: _polling_interval(value),
     type=click.FloatRange(0),
 )
 @option(
@@ -288,6 +289,12 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         if not self.should_exit:
             self._on_ready()
+
+
+def _polling_interval(value: float) -> float:
+    if value and not 0.1 <= value <= 86_400:
+        raise click.BadParameter(f"{value:g} is not from 0.1 to 86400 seconds; 0 is never")
+    return value
 
 
 def _grpc_port(options: dict[str, Any]) -> int | None:

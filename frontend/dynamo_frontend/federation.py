@@ -17,25 +17,81 @@ logger = logging.getLogger(__name__)
 
 #: A worker may take so long; so many are asked at once.
 _LIMIT_S, _MAX_AT_ONCE = 3.0, 64
+#: A page has so many characters at most.
+_MAX_CHARS = 4 * 1024 * 1024
+#: So many workers whose pages are wrong are named in the log.
+_MAX_TOLD = 1_000
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_SAMPLE = re.compile(
+    r"[a-zA-Z_:][a-zA-Z0-9_:]*"
+    r'(?:\{(?:[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\.)*",?)*\})?'
+    r"[ \t]+(?:[+-]?(?:[0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?|[iI]nf)|[nN]a[nN])"
+    r"(?:[ \t]+-?[0-9]+)?[ \t]*"
+)
+_TYPE = re.compile(r"# TYPE [a-zA-Z_:][a-zA-Z0-9_:]* (?:counter|gauge|histogram|summary|untyped|unknown|info|stateset)")
+_HELP = re.compile(r"# HELP [a-zA-Z_:][a-zA-Z0-9_:]*(?: .*)?")
 
 
-async def ask_all(open_connections: Callable[[], AbstractContextManager[list[Connection]]]) -> list[str]:
-    """What each of the workers tells; nothing of one that doesn't answer in time, or knows no such question."""
-    at_once = asyncio.Semaphore(_MAX_AT_ONCE)
+class Federation:
+    """Asks the workers.
 
-    async def ask(connection: Connection) -> str:
-        try:
-            async with at_once:
-                request = control_pb2.GetMetricsRequest()
-                return str((await connection.control.GetMetrics(request, timeout=_LIMIT_S)).text)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                logger.warning("worker %s doesn't tell its metrics: %s", connection.address, error.details())
-            return ""
+    Args:
+        count: told of each page that can't be told, and why.
+    """
 
-    with open_connections() as connections:
-        return await asyncio.gather(*map(ask, connections))
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self._count = count
+        self._told: dict[str, str] = {}
+
+    async def ask_all(self, open_connections: Callable[[], AbstractContextManager[list[Connection]]]) -> list[str]:
+        """What each of the workers tells; nothing of one that doesn't answer in time, or knows no such question, or
+        whose page would make all of it unreadable.
+        """
+        at_once = asyncio.Semaphore(_MAX_AT_ONCE)
+
+        async def ask(connection: Connection) -> str:
+            try:
+                async with at_once:
+                    request = control_pb2.GetMetricsRequest()
+                    text = str((await connection.control.GetMetrics(request, timeout=_LIMIT_S)).text)
+                    wrong = await asyncio.to_thread(wrong_line, text)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    self._failed(connection.address, "unavailable", error.details() or error.code().name.lower())
+                return ""
+            if wrong is not None:
+                self._failed(connection.address, "format", f"its page has {wrong[:100]!r}")
+                return ""
+            self._told.pop(connection.address, None)
+            return text
+
+        with open_connections() as connections:
+            return await asyncio.gather(*map(ask, connections))
+
+    def _failed(self, address: str, why: str, text: str) -> None:
+        """Count it, and name the worker once."""
+        self._count(why)
+        if self._told.get(address) != text and len(self._told) < _MAX_TOLD:
+            self._told[address] = text
+            logger.warning("worker %s doesn't tell its metrics: %s", address, text)
+
+
+def wrong_line(text: str) -> str | None:
+    """A line of a page that isn't in Prometheus' text format; None if there is none."""
+    if len(text) > _MAX_CHARS:
+        return f"more than {_MAX_CHARS} characters"
+    for line in text.split("\n"):
+        if line.startswith("# TYPE "):
+            is_right = _TYPE.fullmatch(line)
+        elif line.startswith("# HELP "):
+            is_right = _HELP.fullmatch(line)
+        elif not line or line.startswith("#"):
+            continue
+        else:
+            is_right = _SAMPLE.fullmatch(line)
+        if not is_right:
+            return line
+    return None
 
 
 def merge(texts: Sequence[str]) -> str:

@@ -26,9 +26,23 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from dynamo_frontend.processes import METRICS_DIR
+from dynamo_grpc import ConfigurationError
+
+
+def from_environment(name: str, default: int) -> int:
+    """A number of 1 or more from a variable.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(f"{name} is {text!r}: it must be a whole number of 1 or more")
+    return int(text)
+
 
 #: So many models have series of their own: some 220 each.
-MAX_MODELS = int(os.environ.get("DYN_METRICS_MAX_MODELS") or 200)
+MAX_MODELS = from_environment("DYN_METRICS_MAX_MODELS", 200)
 #: What the others are called.
 OTHER = "other"
 
@@ -110,6 +124,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._series: dict[tuple[str, str, str], Series] = {}
         self._models: set[str] = set()
+        self._pairs: set[tuple[str, str]] = set()  # a model may be served in several namespaces
         labels = ("dynamo_namespace", "model", "endpoint")
 
         def counter(name: str, text: str, labels: Sequence[str] = labels) -> Counter:
@@ -178,6 +193,11 @@ class Metrics:
             "Times that an instance of --custom-backend-metrics-endpoint gave no figures that can be used, by why.",
             ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "error_type"),
         )
+        self.worker_errors = counter(
+            "worker_metrics_errors",
+            "Times that a worker's metrics could not be told with all, by why.",
+            ("error_type",),
+        )
         self.registry_up = gauge(
             "registry_up",
             "1 while all works that is done with the registry, 0 while what was known goes on serving.",
@@ -195,8 +215,12 @@ class Metrics:
 
     def labels(self, namespace: str, model: str) -> tuple[str, str]:
         """The names that a namespace and its model have here."""
-        label = self.label(model)
-        return (namespace if label == model else OTHER), label
+        pair = (namespace, model)
+        if pair not in self._pairs:
+            if len(self._pairs) >= MAX_MODELS or self.label(model) == OTHER:
+                return OTHER, OTHER
+            self._pairs.add(pair)
+        return pair
 
     def of(self, namespace: str, model: str, endpoint: str) -> Series:
         """The series of a model that is known, at an endpoint of the API."""
@@ -221,7 +245,7 @@ class Metrics:
                 child(self._output_tokens),
                 *(child(self._stages, stage) for stage in ("preprocess", "route", "first_output")),
             )
-            if labels[1] == model:
+            if labels[:2] == (namespace, model):
                 self._series[namespace, model, endpoint] = found
         return found
 

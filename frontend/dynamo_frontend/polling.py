@@ -3,7 +3,7 @@
 An instance answers with JSON (as a string or as a value):
 
     {"schema_version": 1, "worker_id": "w1", "backend": "nim", "ts": 1700000000,
-     "metrics": {"gauges": {"kv_cache_usage_perc": 0.5}, "counters": {"requests": 12},
+     "metrics": {"gauges": {"kv_cache_usage_perc": 0.5}, "counters": {"steps": 12},
                  "histograms": {"step_seconds": {"buckets": {"0.1": 3, "1": 4}, "sum": 1.5, "count": 5}}}}
 
 Buckets count all up to their limit. What an instance says is told as `dynamo_component_NAME` until it is gone, or has
@@ -13,7 +13,7 @@ said nothing new for three intervals.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -29,6 +29,7 @@ from prometheus_client.core import Metric
 from dynamo_frontend.metrics import Metrics
 from dynamo_grpc import Context, DistributedRuntime, MeshError
 from dynamo_grpc.client import Client
+from dynamo_grpc.metrics import EndpointMetrics
 from dynamo_grpc.names import EndpointName
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,10 @@ PREFIX = "dynamo_component_"
 _LIMIT_S = 5.0
 #: So many instances are asked at once, and so many names of each are taken.
 _MAX_AT_ONCE, _MAX_NAMES = 64, 1_000
+#: What one instance says has so many samples, characters, and characters in a name.
+_MAX_SAMPLES, _MAX_CHARS, _MAX_NAME_CHARS = 2_000, 1024 * 1024, 200
+#: The log has what is wrong with an instance once in so long; of one, so many different things.
+_AGAIN_S, _MAX_TOLD = 600.0, 10
 #: What an instance said is told for so many intervals.
 _STALE_INTERVALS = 3.0
 _NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
@@ -72,7 +77,7 @@ class BackendPolling:
         self._name = EndpointName.parse(endpoint)
         self._runtime, self._interval_s, self._metrics = runtime, interval_s, metrics
         self._said: dict[int, _Said] = {}
-        self._told: set[tuple[int, str]] = set()  # what is wrong with whom
+        self._told: dict[int, dict[str, float]] = {}  # what is wrong with whom, and when the log had it
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -81,8 +86,9 @@ class BackendPolling:
         while True:
             started = time.monotonic()
             ids = client.instance_ids()
-            for gone in self._said.keys() - set(ids):
-                del self._said[gone]
+            for gone in (self._said.keys() | self._told.keys()) - set(ids):
+                self._said.pop(gone, None)
+                self._told.pop(gone, None)
             await asyncio.gather(*(self._ask(client, instance_id, at_once) for instance_id in ids))
             await asyncio.sleep(max(0.0, started + self._interval_s - time.monotonic()))
 
@@ -101,15 +107,14 @@ class BackendPolling:
             self._failed(instance_id, error.reason.lower(), f"gave no figures: {error.message}")
         except Exception as error:  # whatever one says, the others are asked again
             self._failed(instance_id, "format", f"gave figures that can't be read: {type(error).__name__}: {error}")
-        else:
-            self._told -= {key for key in self._told if key[0] == instance_id}
 
     def _failed(self, instance_id: int, why: str, text: str) -> None:
-        """Count it; the log has it once, and again after it went well."""
+        """Count it; the log has it once, and again when it is still so much later."""
         name = self._name
         self._metrics.backend_errors.labels(name.namespace, name.component, name.endpoint, why).inc()
-        if (instance_id, why) not in self._told:
-            self._told.add((instance_id, why))
+        told, now = self._told.setdefault(instance_id, {}), time.monotonic()
+        if now - told.get(text, -math.inf) > _AGAIN_S and (text in told or len(told) < _MAX_TOLD):
+            told[text] = now
             logger.warning("%s at %016x %s", name, instance_id, text)
 
     def _take(self, instance_id: int, answer: Any) -> None:
@@ -152,6 +157,12 @@ class BackendPolling:
                 yield made
 
 
+@functools.cache
+def _built_in() -> frozenset[str]:
+    """The names that workers' own metrics have."""
+    return EndpointMetrics().names
+
+
 def _sample_names(name: str, kind: str) -> set[str]:
     """All names that a metric has samples or a description under."""
     suffixes = {"counter": ("_total",), "histogram": ("", "_bucket", "_count", "_sum")}.get(kind, ("",))
@@ -167,6 +178,8 @@ def _read(answer: Any) -> _Said:
     if answer is None:
         raise _BadStatsError("it ended without an answer")
     if isinstance(answer, (str, bytes)):
+        if len(answer) > _MAX_CHARS:
+            raise _BadStatsError(f"it has {len(answer)} characters: at most {_MAX_CHARS}")
         try:
             answer = json.loads(answer)
         except ValueError as error:
@@ -187,12 +200,18 @@ def _read(answer: Any) -> _Said:
     counters = [(name.removesuffix("_total"), value) for name, value in _part(metrics, "counters")]
     said.counters = {name: _number(name, value) for name, value in counters}
     said.histograms = {name: _histogram(name, value) for name, value in _part(metrics, "histograms")}
+    num = len(said.gauges) + len(counters) + sum(len(buckets) + 2 for buckets, _, _ in said.histograms.values())
+    if num > _MAX_SAMPLES:
+        raise _BadStatsError(f"it has {num} samples: at most {_MAX_SAMPLES}")
     names = [("gauge", name) for name in said.gauges]
     names += [("counter", name) for name, _ in counters]
     names += [("histogram", name) for name in said.histograms]
     taken: set[str] = set()
     for kind, name in names:
-        if (mine := _sample_names(name, kind)) & taken:
+        mine = _sample_names(name, kind)
+        if any(PREFIX + one in _built_in() for one in mine):
+            raise _BadStatsError(f"{name} is what the metrics of all workers are called")
+        if mine & taken:
             raise _BadStatsError(f"{name} is told twice")
         taken |= mine
     return said
@@ -210,8 +229,8 @@ def _part(metrics: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
     if len(part) > _MAX_NAMES:
         raise _BadStatsError(f"metrics.{kind} has {len(part)} names: at most {_MAX_NAMES}")
     for name in part:
-        if not _NAME.fullmatch(name):
-            raise _BadStatsError(f"{name!r} can't be the name of a metric")
+        if not isinstance(name, str) or len(name) > _MAX_NAME_CHARS or not _NAME.fullmatch(name):
+            raise _BadStatsError(f"{name!r:.60} can't be the name of a metric")
     return [(name.removeprefix(PREFIX), value) for name, value in part.items()]
 
 
@@ -231,10 +250,13 @@ def _histogram(name: str, value: Any) -> tuple[dict[str, float], float, float]:
     count, total = _number(f"{name}.count", value.get("count")), _number(f"{name}.sum", value.get("sum"))
     limits: dict[float, float] = {math.inf: count}
     for text, at_most in value["buckets"].items():
-        with contextlib.suppress(ValueError):
-            limits[float(text)] = _number(f"{name}.buckets.{text}", at_most)
-            continue
-        raise _BadStatsError(f"{name}.buckets has the limit {text!r}, no number")
+        try:
+            limit = float(text)
+        except (TypeError, ValueError):
+            limit = math.nan
+        if math.isnan(limit):
+            raise _BadStatsError(f"{name}.buckets has the limit {text!r:.60}, no number")
+        limits[limit] = _number(f"{name}.buckets.{text:.60}", at_most)
     ordered = sorted(limits.items())
     if any(later < earlier for (_, earlier), (_, later) in itertools.pairwise(ordered)):
         raise _BadStatsError(f"{name}.buckets are not cumulative")

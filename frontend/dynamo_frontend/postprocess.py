@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from dynamo_frontend.marks import first_of, viable_suffix
 from dynamo_frontend.parsers.base import Arguments, Call, Parser, Said, Text
+from dynamo_frontend.vocabularies import AnyTokenizer, BytesTokenizer, ByteStream
 
 
 class StopMatcher:
@@ -56,7 +56,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: AnyTokenizer,
         seed: Sequence[int],
         *,
         skip_special_tokens: bool,
@@ -65,7 +65,7 @@ class Detokenizer:
     ) -> None:
         self._kept = kept if skip_special_tokens and kept else {}
         self._tokenizer, self._skip, self._plain_seed = tokenizer, skip_special_tokens, list(plain_seed)
-        self._stream = DecodeStream(list(seed), skip_special_tokens)
+        self._stream = _stream(tokenizer, seed, skip_special_tokens=skip_special_tokens)
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
@@ -86,7 +86,7 @@ class Detokenizer:
     def _begin_again(self, token_id: int) -> str:
         """The text of what is pending with a token, broken as it is."""
         seed, decode = self._plain_seed, self._tokenizer.decode
-        self._stream = DecodeStream([*seed], self._skip)
+        self._stream = _stream(self._tokenizer, seed, skip_special_tokens=self._skip)
         whole = decode([*seed, *self._pending, token_id], skip_special_tokens=self._skip)
         return whole[len(decode(seed, skip_special_tokens=self._skip)) :]
 
@@ -95,6 +95,12 @@ class Detokenizer:
         text = self._tokenizer.decode(self._pending, skip_special_tokens=self._skip) if self._pending else ""
         self._pending.clear()
         return text
+
+
+def _stream(tokenizer: AnyTokenizer, seed: Sequence[int], *, skip_special_tokens: bool) -> Any:
+    if isinstance(tokenizer, BytesTokenizer):
+        return ByteStream(skip_special_tokens=skip_special_tokens)
+    return DecodeStream(list(seed), skip_special_tokens)
 
 
 class ChoiceText:

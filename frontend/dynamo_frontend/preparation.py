@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from dynamo_frontend.parsers.families import Family, family_of
 from dynamo_frontend.templates import ChatTemplate
 from dynamo_frontend.tokens import PromptTokenizer
+from dynamo_frontend.vocabularies import tokenizer_of
 from dynamo_grpc import ConfigurationError, InstanceLostError
 from dynamo_grpc.cancelling import is_being_cancelled
 from dynamo_grpc.connections import Connection
@@ -62,12 +61,16 @@ def prepare(card: model_card_pb2.ModelCard, files: Mapping[str, bytes]) -> Prepa
         ConfigurationError: a file is broken; says which.
     """
     preparation = Preparation()
-    if "tokenizer.json" in files:
-        try:
-            preparation.tokenizer = PromptTokenizer(Tokenizer.from_str(files["tokenizer.json"].decode()))
-        except Exception as error:  # the library raises plain Exception
-            raise ConfigurationError(f"tokenizer.json of model {card.name!r} can't be read: {error}") from error
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    try:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except ValueError as error:
+        raise ConfigurationError(f"tokenizer_config.json of model {card.name!r} is no JSON: {error}") from error
+    try:
+        tokenizer = tokenizer_of(files, config)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"model {card.name!r}: {error}") from error
+    if tokenizer is not None:
+        preparation.tokenizer = PromptTokenizer(tokenizer)
     special = {
         key: _token(config[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token") if config.get(key)
     }

@@ -88,7 +88,7 @@ class Record:
 
     @property
     def where(self) -> str | None:
-        """The worker that answers, as /health shows it; None before its first output."""
+        """The worker that was asked last, as /health shows it; None before there was one."""
         return f"{self.instance:016x}" if self.instance else None
 
     @property
@@ -113,9 +113,9 @@ class Record:
         """Its prompt is ready to be sent."""
         self._prepared = time.perf_counter()
 
-    def routed(self) -> None:
+    def routed(self, instance_id: int) -> None:
         """A call to a worker is open."""
-        self._routed = self._routed or time.perf_counter()
+        self._routed, self.instance = self._routed or time.perf_counter(), instance_id
 
     def output(self, instance_id: int, num_tokens: int) -> None:
         """Tokens arrived, together."""
@@ -215,8 +215,7 @@ class Record:
         instance = f"{self.instance:016x}" if self.instance else ""
         how = f"finish={self.finish or '-'}"
         if self.error is not None:
-            message = self.error.message[:200].replace("\n", " ").replace("\r", " ")  # a line is one request's
-            how = f"error={error_type} ({message})"
+            how = f"error={error_type} ({self.error.message[:200]})"
         more = f" migrations={self.num_migrations}" if self.num_migrations else ""
         more += f" trace={self.trace_id}" if self.trace_id else ""
         logger.info(

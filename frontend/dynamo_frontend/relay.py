@@ -105,7 +105,7 @@ class Relay:
         router = self._model.router
         try:
             async with router.generate(self._message, self._context, self._mode, self._instance_id) as stream:
-                self._record.routed()
+                self._record.routed(stream.instance.instance_id)
 
                 def sink(outputs: list[pb.GenerateResponse | int]) -> bool:
                     before, self.has_output = self._num_counted, True
@@ -122,6 +122,7 @@ class Relay:
                             break  # a stop string ended it before the worker did: leaving tells it so
                         await rest()
                 finally:
+                    self._record.instance = stream.instance.instance_id
                     self._record.num_retries += stream.num_retries
                     self.num_migrations = stream.num_migrations
                     self._record.num_migrations += self.num_migrations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from dynamo_frontend.vocabularies import AnyTokenizer, BytesTokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _REPLACEMENT = "\ufffd"
@@ -33,7 +33,7 @@ class Spelled(NamedTuple):
 class Spelling:
     """Tokens of one tokenizer, each looked at once."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: AnyTokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, Spelled] = {}
         self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -51,7 +51,9 @@ class Spelling:
         if _REPLACEMENT not in text:
             return Spelled(text, text.encode(), token_id in self._special)
         raw = self._tokenizer.id_to_token(token_id) or ""
-        if match := _BYTE.fullmatch(raw):
+        if isinstance(self._tokenizer, BytesTokenizer):
+            data = self._tokenizer.say(token_id)
+        elif match := _BYTE.fullmatch(raw):
             data = bytes([int(match[1], 16)])
         elif raw and all(char in _BYTES for char in raw):
             data = bytes(_BYTES[char] for char in raw)

@@ -16,9 +16,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tokenizers import Tokenizer
-
 from dynamo_frontend.spelling import Spelling
+from dynamo_frontend.vocabularies import AnyTokenizer
 
 #: Texts longer than this leave the event loop to others; a thread costs as much as this many characters.
 LONG_CHARS = 6_000
@@ -41,7 +40,7 @@ class PromptTokenizer:
         on_look_up: told how many pieces of a prompt were in the cache, and how many weren't.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: AnyTokenizer) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.base = tokenizer

@@ -17,6 +17,7 @@ from dynamo_grpc.testing import Mesh
 from dynamo_grpc.worker import WorkerSettings, model_of
 
 from ..conftest import eventually
+from ..unit.test_vocabularies import ADDED, sentencepiece_file
 from .front import FOLDER, Front
 from .test_ingress import Talker
 
@@ -274,3 +275,22 @@ def test_another_template_from_a_file(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigurationError, match=r"no\.jinja' can't be read"):
         model_of(Talker, WorkerSettings(chat_template=str(tmp_path / "no.jinja")))
+
+
+async def test_a_model_with_sentencepiece(mesh: Mesh, front: Front, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**ADDED, "chat_template": "<|end|>{{ messages[0].content }}"})
+    )
+
+    async def handler(request: Any) -> Any:
+        for token_id in request["token_ids"]:
+            yield {"token_ids": [token_id]}
+
+    await mesh.serve("own.backend.generate", handler, load_model(tmp_path, "own"))
+    await eventually(lambda: len(front.frontend.catalog.ready()) == 2)
+    body = {"model": "own", "messages": [{"role": "user", "content": "the sea 🌊"}], "max_tokens": 50}
+    whole = (await front.post(body)).json()["choices"][0]["message"]["content"]
+    assert whole.strip() == "the sea 🌊"
+    streamed = await front.openai.chat.completions.create(**body, stream=True)
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in streamed]) == whole

@@ -60,7 +60,8 @@ async def test_running_requests_and_the_last_that_failed(mesh: Mesh) -> None:
             return dict((await told(front))["requests"][0])
 
         row = await phase("waiting for its first output")
-        assert (row["id"], row["model"], row["tokens"], row["instance"]) == ("r1", "paced", 0, None)
+        where = (await front.http.get("/health")).json()["instances"][0]["instance_id"]
+        assert (row["id"], row["model"], row["tokens"], row["instance"]) == ("r1", "paced", 0, where)
         assert row["prompt_tokens"] > 5
         worker.begin.set()
         await phase("streaming")
@@ -156,6 +157,21 @@ def test_lines_as_json() -> None:
     assert first["time"].endswith("Z")
     assert "none" not in first
     assert "ZeroDivisionError" in events[2]["exception"]
+
+
+def test_what_clients_say_is_in_one_line() -> None:
+    script = """
+import logging
+from dynamo_grpc import configure_dynamo_logging
+configure_dynamo_logging()
+logging.getLogger("c").warning("said %s", "a\\nb\\x1b[2J\\u2028c\\x85d é", extra={"request_id": "r"})
+"""
+    for as_json in ("", "1"):
+        env = {**os.environ, "DYN_LOGGING_JSONL": as_json, "DYN_LOG": ""}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+        assert len(done.stderr.splitlines()) == 1
+        assert "\x1b" not in done.stderr
+        assert "d é" in done.stderr
 
 
 ODD = """

@@ -13,9 +13,10 @@ from typing import Any
 import dynamo_workers.tiny as tiny
 import pytest
 from dynamo_frontend import polling
-from dynamo_frontend.federation import merge
+from dynamo_frontend.federation import merge, wrong_line
 from dynamo_frontend.metrics import GAP_S, OTHER, Gaps, Metrics
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dynamo_grpc import ConfigurationError, Context, Worker
 from dynamo_grpc.metrics import EndpointMetrics
@@ -213,7 +214,9 @@ def test_many_models_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     size = len(text)
     for number in range(120, 220):
         metrics.of(f"ns{number}", f"m{number}", "completions").started.inc()
+        metrics.of(f"ns{number}", "m0", "completions").started.inc()  # in many namespaces
     assert len(metrics.text()) < size * 1.001
+    assert metric(metrics.text().decode(), "dynamo_frontend_requests_started_total", model=OTHER) == 300
 
 
 async def test_models_that_are_gone_are_told(mesh: Mesh) -> None:
@@ -295,6 +298,58 @@ async def test_endpoints_without_a_model_are_told_too(mesh: Mesh) -> None:
         await eventually(lambda: front.frontend.catalog.is_connected)
         text = await page(front, "/metrics?workers=1")
         assert metric(text, "dynamo_component_requests_total", dynamo_namespace="plain", model="") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# TYPE a",
+        "# TYPE a sundial",
+        "foo{bar 1",
+        "foo",
+        "foo one",
+        'foo{a="b} 1',
+        "foo 1 2 3",
+        "fo-o 1",
+        'f{le="\\"} 1',
+    ],
+)
+def test_a_page_that_can_not_be_read(line: str) -> None:
+    assert wrong_line(f"# HELP a b\n{line}\na 1\n") == line
+
+
+def test_pages_that_can_be_read() -> None:
+    registry = CollectorRegistry()
+    Counter("a", 'With "quotes" \\ and \n lines.', ["who", "b"], registry=registry).labels('x"\\\n\u2028', "").inc(
+        1e300
+    )
+    Histogram("h", "", registry=registry).observe(0.5)
+    Gauge("g", "", registry=registry).set(float("nan"))
+    Info("i", "", registry=registry).info({"version": "1"})
+    assert wrong_line(generate_latest(registry).decode()) is None
+    assert wrong_line('\n# a comment\nx{a="b",} +Inf 1700000000000\ny -1.5e-7\nz .5\n') is None
+    assert "characters" in str(wrong_line("x" * 5_000_000))
+
+
+async def test_a_worker_whose_page_is_wrong_hides_nobody(mesh: Mesh, caplog: pytest.LogCaptureFixture) -> None:
+    good = await mesh.serve_worker(tiny.Tiny())
+    bad = await mesh.serve_worker(tiny.Tiny())
+    assert bad.server.metrics is not None
+    bad.server.metrics.text = lambda: b"# TYPE a\n"  # type: ignore[method-assign]
+    async with front_of(mesh) as front:
+        await eventually(front.frontend.catalog.ready)
+        await eventually(lambda: len(front.frontend.catalog.ready()[0].instances.routable()) == 2)
+        for _ in range(2):
+            text = await page(front, "/metrics?workers=1")
+            assert list(text_string_to_metric_families(text))
+            assert f'worker_id="{good.instance_id:016x}"' in text
+    assert (
+        metric(
+            front.frontend.metrics.text().decode(), "dynamo_frontend_worker_metrics_errors_total", error_type="format"
+        )
+        == 2
+    )
+    assert sum("doesn't tell its metrics" in record.message for record in caplog.records) == 1
 
 
 def test_pages_are_put_together() -> None:
@@ -390,6 +445,16 @@ async def test_the_figures_of_all_instances_of_a_back_end(mesh: Mesh, caplog: py
         (stats(0.5, 1, histograms={"h": {"buckets": {"1": 3, "2": 2}, "sum": 1, "count": 3}}), "not cumulative"),
         (stats(0.5, 1, histograms={"h": {"buckets": {}}}), "no number"),
         (None, "without an answer"),
+        (stats(0.5, 1, gauges={"requests_total": 1}), "what the metrics of all workers are called"),
+        (stats(0.5, 1, counters={"requests": 1}), "what the metrics of all workers are called"),
+        (stats(0.5, 1, gauges={"uptime_seconds": 1}), "what the metrics of all workers are called"),
+        (stats(0.5, 1, gauges={"g" * 201: 1}), "can't be the name"),
+        (stats(0.5, 1, histograms={"h": {"buckets": {"nan": 1}, "sum": 1, "count": 1}}), "no number"),
+        (
+            stats(0.5, 1, histograms={"h": {"buckets": {str(n): 1 for n in range(2000)}, "sum": 1, "count": 1}}),
+            "samples",
+        ),
+        ('"' + "x" * 1_100_000 + '"', "characters: at most"),
     ],
 )
 def test_figures_that_can_not_be_used(said: Any, why: str) -> None:
@@ -406,7 +471,15 @@ async def test_bad_figures_are_counted_and_told_once(mesh: Mesh, caplog: pytest.
             name = "dynamo_frontend_custom_backend_errors_total"
             while metric(await page(front), name, error_type="format") < 3:
                 await asyncio.sleep(0.02)
-    assert sum("can't be used" in record.message for record in caplog.records) == 1
+            backend.says = stats(0.5, 1)  # well again, and then wrong in two ways
+            while (text := await page(front)) and "dynamo_component_kv_cache_usage_perc" not in text:
+                await asyncio.sleep(0.02)
+            for says in ("{", "[]"):
+                backend.says, before = says, metric(await page(front), name, error_type="format")
+                while metric(await page(front), name, error_type="format") < before + 2:
+                    await asyncio.sleep(0.02)
+    said = [record.message for record in caplog.records if "can't be used" in record.message]
+    assert [("no JSON" in text, "a list" in text) for text in said] == [(True, False), (False, True)]
 
 
 def test_the_page_of_metrics_is_what_there_is() -> None:
