@@ -7,12 +7,15 @@ place here.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from dynamo_frontend.answer import Writer
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.parsers.base import Tools
+from dynamo_frontend.parsers.families import REASONING_PARSERS, TOOL_PARSERS
 from dynamo_frontend.postprocess import Detokenizer, StopMatcher
 from dynamo_frontend.preparation import prepare
 from dynamo_frontend.preprocess import Part, prepare_chat, shown_of
@@ -123,6 +126,30 @@ def stop_strings() -> None:
             matcher.feed(" word")
 
 
+#: How each family begins a call with a long text in its arguments.
+CALLS = {
+    "hermes": '<tool_call>{"name": "write", "arguments": {"text": "',
+    "llama3_json": '{"name": "write", "parameters": {"text": "',
+    "mistral": '[TOOL_CALLS]write{"text": "',
+    "pythonic": '[write(text="',
+    "qwen3_coder": "<tool_call><function=write><parameter=text>",
+    "deepseek_v3": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>write<｜tool▁sep｜>{"text": "',
+    "deepseek_v3_2": '<｜DSML｜function_calls><｜DSML｜invoke name="write">'
+    '<｜DSML｜parameter name="text" string="true">',
+    "harmony": '<|channel|>commentary to=functions.write<|message|>{"text": "',
+}
+
+
+def parse(family: str, begun: str) -> None:
+    """Read text, or the arguments of a call, token by token."""
+    tools = Tools({"write": {"properties": {"text": {"type": "string"}}}})
+    for _ in range(STREAMS):
+        parser = TOOL_PARSERS[family](tools, REASONING_PARSERS["qwen3"])
+        parser.feed(begun)
+        for _ in range(TOKENS):
+            parser.feed(" word")
+
+
 def chunk() -> None:
     shape = ChatShape("id", ASKED, None)
     made = relay()
@@ -172,6 +199,10 @@ async def main() -> None:
         "frontend: JSON of the event": chunk,
         "frontend: written to a socket that costs nothing": write,
     }
+    for family, begun in CALLS.items():
+        sync[f"frontend: {family}, text"] = functools.partial(parse, family, "")
+        sync[f"frontend: {family}, arguments"] = functools.partial(parse, family, begun)
+    sync["frontend: reasoning"] = functools.partial(parse, "none", "<think>")
     for name, part in sync.items():
         best = min(_timed(part) for _ in range(ROUNDS))
         print(f"{name:<52} {best / STREAMS / TOKENS * 1e6:6.2f} µs a token")

@@ -182,6 +182,7 @@ class ReadText(ChoiceText):
         super().__init__(detokenizer, stops, **options)
         self._parser, self._one_call = parser, one_call
         self._said: list[Said] = []
+        self._is_text = True
         self.num_reasoning = 0
         self.called: list[str] = []
 
@@ -199,8 +200,11 @@ class ReadText(ChoiceText):
         return self._keep(self._parser.feed(rest) + self._parser.end())
 
     def take(self) -> Sequence[Said]:
-        """What was said since it was asked last."""
-        said, self._said = self._said, []
+        """What was said since it was asked last; nothing where it was text alone."""
+        if self._is_text:  # the most of all answers
+            self._said.clear()
+            return ()
+        said, self._said, self._is_text = self._said, [], True
         return said
 
     def _read(self, text: str) -> str:
@@ -211,10 +215,15 @@ class ReadText(ChoiceText):
 
     def _keep(self, said: list[Said]) -> str:
         """Keep what is told; gives the text of the answer in it."""
+        text = ""
         for one in said:
-            if isinstance(one, Call):
-                self.called.append(one.name)
-        if self._one_call:
-            said = [one for one in said if not isinstance(one, (Call, Arguments)) or one.index == 0]
-        self._said += said
-        return "".join([one.text for one in said if isinstance(one, Text)])
+            if type(one) is Text:
+                text += one.text
+            else:
+                self._is_text = False
+                if isinstance(one, (Call, Arguments)) and one.index and self._one_call:
+                    continue
+                if isinstance(one, Call):
+                    self.called.append(one.name)
+            self._said.append(one)
+        return text

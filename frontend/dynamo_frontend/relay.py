@@ -34,7 +34,7 @@ class Piece:
         stop: the stop string that ended the choice, if one did.
         num_prompt: so many of the tokens are the prompt's, echoed.
         info: what the worker said of the choice's end, if it was the one to end it.
-        said: all that the piece says, in order, where it may be more than `text`: reasoning, calls of tools.
+        said: all that the piece says, in order, where that is more than `text`: reasoning, calls of tools.
     """
 
     index: int
@@ -243,10 +243,8 @@ class Relay:
             text += choice.end()
             reason = "stop" if choice.stop is not None else _REASONS.get(delta.finish.reason, "stop")
             finish, info = self._finish(delta.index, reason), delta.finish
-        if isinstance(choice, ReadText):
-            said += choice.take()
-        elif said and text:
-            said.append(Text(text))
+        taken = choice.take() if isinstance(choice, ReadText) else ()
+        said += taken or ([Text(text)] if said and text else [])
         return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop, 0, info, said)
 
     def _count(self, usage: pb.Usage) -> None:
@@ -410,5 +408,8 @@ def _join(pieces: Sequence[Piece]) -> Piece:
     token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
     last = pieces[-1]
     text = "".join(piece.text for piece in pieces)
-    said = [one for piece in pieces for one in piece.said]
+    said: list[Said] = []
+    if any(piece.said for piece in pieces):
+        for piece in pieces:
+            said += piece.said or ([Text(piece.text)] if piece.text else [])
     return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt, last.info, said)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Text
 from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import Asked, Sampling
 from dynamo_frontend.spelling import Spelled, Spelling
@@ -79,7 +79,7 @@ class _Shape:
         head = orjson.dumps({**self._base, "object": self.chunk})[:-1]
         self._head = b"data: " + head + b',"choices":[{"index":'
         self._tail = b'}],"usage":null}\n\n' if has_usage else b"}]}\n\n"
-        self._frames: dict[int, tuple[bytes, bytes]] = {}
+        self._frames: dict[tuple[int, bytes], tuple[bytes, bytes]] = {}
 
     def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
         if not self._has_usage:
@@ -129,19 +129,23 @@ class ChatShape(_Shape):
 
     def _deltas(self, piece: Piece) -> Iterable[bytes]:
         """An event for each thing that a piece says; the first has the log probabilities of all."""
-        head = self._head + str(piece.index).encode() + b',"delta":'
         logprobs = b"null" if piece.logprobs is None else orjson.dumps(self._logprobs(piece))
         for one in piece.said:
-            delta = orjson.dumps(_delta(one))
-            yield b"".join((head, delta, b',"logprobs":', logprobs, b',"finish_reason":null', self._tail))
+            if type(one) is Text or type(one) is Reasoning:
+                before, after = self._frame(piece.index, b"content" if type(one) is Text else b"reasoning_content")
+                yield b"".join((before, orjson.dumps(one.text), b'},"logprobs":', logprobs, after))
+            else:
+                before, after = self._frame(piece.index, b"tool_calls")
+                told = orjson.dumps([_call_delta(one)])  # type: ignore[arg-type]
+                yield b"".join((before, told, b'},"logprobs":', logprobs, after))
             logprobs = b"null"
 
-    def _frame(self, index: int) -> tuple[bytes, bytes]:
-        """What stands before and after the text of a piece."""
-        if index not in self._frames:
-            before = self._head + str(index).encode() + b',"delta":{"content":'
-            self._frames[index] = before, b',"finish_reason":null' + self._tail
-        return self._frames[index]
+    def _frame(self, index: int, key: bytes = b"content") -> tuple[bytes, bytes]:
+        """What stands before and after what a piece says."""
+        if (index, key) not in self._frames:
+            before = self._head + str(index).encode() + b',"delta":{"' + key + b'":'
+            self._frames[index, key] = before, b',"finish_reason":null' + self._tail
+        return self._frames[index, key]
 
     def body(self, pieces: Iterable[Piece], usage: pb.Usage, num_migrations: int = 0) -> bytes:
         choices = [
@@ -169,18 +173,16 @@ class ChatShape(_Shape):
         return {"token": token.text, "logprob": max(logprob, _LOWEST), "bytes": list(token.data)}
 
 
-def _delta(said: Said) -> dict[str, Any]:
-    """What is new, as a stream of a chat tells it."""
-    match said:
-        case Text(text):
-            return {"content": text}
-        case Reasoning(text):
-            return {"reasoning_content": text}
-        case Call(index, call_id, name):
-            function = {"name": name, "arguments": ""}
-            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
-        case Arguments(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+def _call_delta(said: Call | Arguments) -> dict[str, Any]:
+    """What is new of a call, as a stream of a chat tells it."""
+    if isinstance(said, Call):
+        return {
+            "index": said.index,
+            "id": said.id,
+            "type": "function",
+            "function": {"name": said.name, "arguments": ""},
+        }
+    return {"index": said.index, "function": {"arguments": said.text}}
 
 
 class Told(NamedTuple):

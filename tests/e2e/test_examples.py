@@ -127,3 +127,15 @@ def test_the_figures_of_a_custom_back_end(cli: Start, example: Start, start: Sta
     start(sys.executable, backend, "--port", str(port), env={"DYN_DISCOVERY_BACKEND": "static"})
     static = cli("frontend", *polled, "--static", f"127.0.0.1:{port}")
     until(lambda: shown(static))
+
+
+def test_tools(example: Start, start: Start, cli: Start, env: dict[str, str]) -> None:
+    port = free_port()
+    example("tools/worker.py").wait_for("worker ready")
+    cli("frontend", "--http-port", str(port), env=env).wait_for("weather")
+    client = start(
+        sys.executable, str(ROOT / "examples" / "tools" / "client.py"), f"http://127.0.0.1:{port}/v1", "weather"
+    )
+    assert client.wait() == 0
+    page = (ROOT / "docs" / "tools.md").read_text()
+    assert client.output.strip().splitlines()[-2:] == page.partition("weather\n")[2].partition("\n```")[0].splitlines()

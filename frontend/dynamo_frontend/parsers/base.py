@@ -233,7 +233,13 @@ class Parser(ABC):
         while True:
             held, pos = self._held, self._pos
             if pos < len(held):
-                if not (trims and held[-1].isspace()) and not any(start in held for start in starts):
+                for start in starts:
+                    if start in held:
+                        may_begin = True
+                        break
+                else:
+                    may_begin = trims and held[-1].isspace()
+                if not may_begin:
                     say(held[pos:])
                     self._pos = len(held)
                 elif found := first_of(held, marks, pos):
