@@ -104,9 +104,11 @@ def load_model(
             "needs one (else: ModelInput.Text)"
         )
     _check_capabilities(capabilities := sorted(set(capabilities)))
-    config, generation, tokenizer = (
-        _read_json(folder, file) for file in ("config.json", "generation_config.json", "tokenizer_config.json")
+    config, generation, tokenizer, sentences = (
+        _read_json(folder, file)
+        for file in ("config.json", "generation_config.json", "tokenizer_config.json", "sentence_bert_config.json")
     )
+    length = sentences.get("max_seq_length") or config.get("max_position_embeddings") or _length(tokenizer)
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     templates = {"default": chat_template} if chat_template is not None else _templates(folder, tokenizer)
     default_template = templates.pop("default", "")
@@ -115,7 +117,7 @@ def load_model(
         aliases=aliases,
         model_input=model_input.value,
         model_types=model_type.to_proto(),
-        context_length=context_length or config.get("max_position_embeddings") or _length(tokenizer),
+        context_length=context_length or length,
         kv_cache_block_size=kv_cache_block_size or 0,
         vocab_size=config.get("vocab_size", 0),
         eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else eos,

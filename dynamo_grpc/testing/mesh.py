@@ -16,7 +16,7 @@ from dynamo_grpc.registry.memory import MemoryRegistry
 from dynamo_grpc.routing import RouterMode
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.server import Served
-from dynamo_grpc.worker import Worker, WorkerSettings, model_of, serve_options
+from dynamo_grpc.worker import Worker, WorkerSettings, folder_of, model_of, serve_options
 
 
 class Mesh:
@@ -86,7 +86,8 @@ class Mesh:
         """Start a Worker and serve it by an instance of its own; returns its runtime when it is ready."""
         cls = type(worker)
         name = f"{cls.namespace}.{cls.component}.{cls.endpoint}"
-        model, runtime = model_of(cls, WorkerSettings(model_path=model_path, model_name=model_name)), self.runtime()
+        settings = WorkerSettings(model_path=model_path, model_name=model_name)
+        model, runtime, worker.folder = model_of(cls, settings), self.runtime(), folder_of(cls, settings)
         worker.metrics = runtime.server.metrics_of(name)
         await worker.start()
         return await self._serve(runtime, name, worker.generate, model, serve_options(worker))

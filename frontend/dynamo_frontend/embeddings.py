@@ -84,7 +84,7 @@ async def ask(
     """
     record.prepared()
     async with model.router.embed(message, context, mode, instance_id) as answers:
-        record.routed()
+        record.routed(answers.instance.instance_id)
         try:
             taken = await answers.take()
         finally:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import openai
 import pytest
+from dynamo_workers.minilm import MiniLm
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from dynamo_grpc import Context, HttpError, ModelInput, ModelType, OverloadedError, UnsupportedError, Worker
 from dynamo_grpc.cards import load_model
@@ -16,6 +23,7 @@ from dynamo_grpc.testing import Mesh
 from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc
 
 from ..conftest import eventually
+from ..unit.test_minilm import VECTORS, make_folder
 from .front import CHAT, FOLDER, Front, front_of
 
 PATH = "/v1/embeddings"
@@ -279,3 +287,37 @@ async def test_a_worker_that_is_lost_costs_only_time(embedder: Embedder) -> None
                 vector(await ids_of(front, "The sea"))
             )
             assert embedder.num_asked + other.num_asked == 2
+
+
+async def test_a_real_model(mesh: Mesh, tmp_path: Path) -> None:
+    """The worker that computes: here of a small model, beside many others' requests."""
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3} | {f"w{n}": n for n in range(4, 50)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # type: ignore[assignment]
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    worker = MiniLm()
+    await mesh.serve_worker(worker, make_folder(tmp_path), "small")
+    try:
+        async with front_of(mesh) as front:
+            await eventually(front.frontend.catalog.ready)
+            wanted = json.loads((VECTORS / "small.json").read_text())["rows"]
+            texts = [" ".join(f"w{n}" for n in row["token_ids"][1:-1]) or "" for row in wanted]
+            create = front.openai.embeddings.create
+            told = await create(model="small", input=[texts[0], texts[2]])
+            for one, row in zip(told.data, (wanted[0], wanted[2]), strict=True):
+                assert one.embedding == pytest.approx(row["vector"], abs=1e-4)
+            assert told.usage.prompt_tokens == len(wanted[0]["token_ids"]) + len(wanted[2]["token_ids"])
+            by_ids = await create(model="small", input=[row["token_ids"] for row in wanted], encoding_format="float")
+            assert by_ids.data[1].embedding == pytest.approx(wanted[1]["vector"], abs=1e-4)
+            many = await asyncio.gather(*(create(model="small", input=f"w{n} w5") for n in range(4, 44)))
+            assert len({tuple(one.data[0].embedding) for one in many}) == 40
+            assert worker._batches.num_batches < 40
+            with pytest.raises(openai.BadRequestError, match="reads 64"):
+                await create(model="small", input=[[5] * 65])
+            with pytest.raises(openai.BadRequestError, match="dimensions"):
+                await create(model="small", input="w5", dimensions=8)
+            with pytest.raises(openai.BadRequestError, match="embedding"):
+                await front.openai.chat.completions.create(model="small", messages=[{"role": "user", "content": "x"}])
+    finally:
+        await worker.close()

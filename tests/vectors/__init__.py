@@ -1,0 +1,1 @@
+"""Vectors that torch made (`tools/embedding_vectors.py`)."""
