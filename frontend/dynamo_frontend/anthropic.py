@@ -134,9 +134,9 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
         place = f"{where}.{number}"
         match block.get("type"):
             case "tool_result":
-                content = text_of(block.get("content") or "", f"{place}.content")
+                content = text_of(block.get("content", ""), f"{place}.content")
                 turns.append({"role": "tool", "tool_call_id": _text(block, "tool_use_id", place), "content": content})
-            case "tool_use":
+            case "tool_use" if turn.role == "assistant":
                 function = {"name": _text(block, "name", place), "arguments": json_of(block.get("input") or {}, place)}
                 call = {"id": _text(block, "id", place), "type": "function", "function": function}
                 said.setdefault("tool_calls", []).append(call)

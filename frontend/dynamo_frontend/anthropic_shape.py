@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -17,6 +18,15 @@ from dynamo_grpc.v1 import inference_pb2 as pb
 _REASONS = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use"}
 
 
+@dataclass(slots=True)
+class _Use:
+    """A block that is a call: its place, and the JSON of its input so far."""
+
+    at: int
+    block: dict[str, Any]
+    pieces: list[str] = field(default_factory=list)
+
+
 class MessagesShape:
     """/v1/messages."""
 
@@ -27,7 +37,7 @@ class MessagesShape:
         self._finish: str | None = None
         self._stop: str | None = None
         self._blocks: list[dict[str, Any]] = []
-        self._inputs: list[str] = []  # JSON of the block's input
+        self._calls: dict[int, _Use] = {}
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
         message = self._message([], None, None, {"input_tokens": usage.prompt_tokens, "output_tokens": 0})
@@ -44,11 +54,14 @@ class MessagesShape:
         """The events of one thing that is said."""
         events = b""
         match said:
-            case Call(_, call_id, name):
-                return self._open({"type": "tool_use", "id": call_id, "name": name, "input": {}})
-            case Arguments(_, text):
-                self._inputs.append(text)
+            case Call(index, call_id, name):
+                block = {"type": "tool_use", "id": call_id, "name": name, "input": {}}
+                self._calls[index] = _Use(len(self._blocks), block)
+                return self._open(block)
+            case Arguments(index, text):
+                self._calls[index].pieces.append(text)
                 delta = {"type": "input_json_delta", "partial_json": text}
+                return typed_event("content_block_delta", index=self._calls[index].at, delta=delta)
             case Reasoning(text):
                 if not self._is_in("thinking"):
                     events = self._open({"type": "thinking", "thinking": "", "signature": ""})
@@ -65,19 +78,21 @@ class MessagesShape:
         return bool(self._blocks) and self._blocks[-1]["type"] == kind
 
     def _open(self, block: dict[str, Any]) -> bytes:
-        """Begin a block; the one before it is whole."""
-        before = self._close()
+        """Begin a block; the one before it is whole, but for a call: workers may tell several side by side."""
+        before = b""
+        if self._blocks and not self._is_in("tool_use"):
+            before = typed_event("content_block_stop", index=len(self._blocks) - 1)
         self._blocks.append(block)
         return before + typed_event("content_block_start", index=len(self._blocks) - 1, content_block=block)
 
     def _close(self) -> bytes:
-        """End the block that is open, if there is one."""
-        if not self._blocks:
-            return b""
-        if self._is_in("tool_use"):
-            self._blocks[-1]["input"] = _input_of("".join(self._inputs))
-            self._inputs.clear()
-        return typed_event("content_block_stop", index=len(self._blocks) - 1)
+        """End the blocks that are open."""
+        open_blocks = [use.at for use in self._calls.values()]
+        for use in self._calls.values():
+            use.block["input"] = _input_of("".join(use.pieces))
+        if self._blocks and not self._is_in("tool_use"):
+            open_blocks.append(len(self._blocks) - 1)
+        return b"".join(typed_event("content_block_stop", index=index) for index in open_blocks)
 
     def end(self, usage: pb.Usage, num_migrations: int) -> bytes:
         delta = {"stop_reason": self._reason, "stop_sequence": self._stop}

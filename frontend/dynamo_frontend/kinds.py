@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from pydantic import ValidationError
+
 from dynamo_frontend import anthropic, envelope
 from dynamo_frontend.answer import Writer
 from dynamo_frontend.anthropic import MessagesRequest
@@ -97,7 +99,13 @@ class Generating(Kind[R]):
 
     async def answer(self, exchange: Exchange[R], model: Model, writer: Writer) -> None:
         body, record = exchange.body, exchange.record
-        sampling = self.to_sampling(body)
+        try:
+            with naming(self.prompt_field, self.renamed):
+                sampling = self.to_sampling(body)
+        except ValidationError as error:
+            told, _ = envelope.to_mesh_error(error)
+            told.param = self.renamed.get(told.param, told.param)
+            raise told from None
         with naming(self.prompt_field, self.renamed):
             if sampling.stream_options and not body.stream:
                 raise InvalidRequestError("stream_options go with stream: true", param="stream_options")

@@ -59,7 +59,7 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
         if "stop" not in card.capabilities:
             message.stop_conditions.ClearField("stop")
         if message.messages:
-            reading = reading_of(model, offer, "", is_forced=False)
+            reading = reading_of(model, offer)
         if not offer.tools:
             message.ClearField("tools")
 
@@ -123,7 +123,8 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model, offer: Offer
         token_ids = prompt.token_ids
         if message.output_options.formatted_prompt:
             formatted = prompt.text
-        reading = reading_of(model, offer, prompt.tail, is_forced=offer.constrain(message, model))
+        is_forced = offer.constrain(message, model)
+        reading = reading_of(model, offer, is_forced=is_forced, is_thinking=prompt.is_thinking)
         message.ClearField("tools")
     message.ClearField("text")
     message.ClearField("messages")

@@ -146,14 +146,10 @@ class Reading:
             raise HandlerOutputError(f"tool_choice requires a call of {wanted}, and the model {called}")
 
 
-def reading_of(model: Model, offer: Offer, prompt: str, *, is_forced: bool) -> Reading | None:
-    """How the answer to a prompt is read; None where there is nothing to read but text.
-
-    Args:
-        prompt: its end, where the reasoning may have begun; empty for workers that take messages.
-    """
+def reading_of(model: Model, offer: Offer, *, is_forced: bool = False, is_thinking: bool = False) -> Reading | None:
+    """How the answer to a prompt is read; None where there is nothing to read but text."""
     assert model.preparation is not None
     family = model.preparation.family
     if not (offer.tools or family.thinks):
         return None
-    return Reading(family, offer, is_forced, family.is_thinking_after(prompt))
+    return Reading(family, offer, is_forced, is_thinking)

@@ -5,13 +5,13 @@ The text doesn't depend on how the tokens were cut into outputs: everything is f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from dynamo_frontend.marks import first_of, viable_suffix
-from dynamo_frontend.parsers.base import Arguments, Call, Parser, Said, Text
+from dynamo_frontend.parsers.base import Arguments, Call, Parser, Reasoning, Said, Text
 from dynamo_frontend.vocabularies import AnyTokenizer, BytesTokenizer, ByteStream
 
 
@@ -71,7 +71,10 @@ class Detokenizer:
     def feed(self, token_id: int) -> str:
         """The text that a token completes; empty in the middle of a character."""
         if token_id in self._kept:
-            return self.flush() + self._kept[token_id]
+            rest = self.flush()
+            if rest:  # what was begun ends here
+                self._stream = _stream(self._tokenizer, self._plain_seed, skip_special_tokens=self._skip)
+            return rest + self._kept[token_id]
         try:
             text = self._stream.step(self._tokenizer, token_id)
         except Exception:  # a plain one: bytes that are no text changed what was decoded before them
@@ -164,6 +167,7 @@ class ReadText(ChoiceText):
 
     Args:
         one_call: the client wants no other than the first.
+        marks: special tokens that the parser sees and nobody else.
 
     Attributes:
         num_reasoning: so many of its tokens were reasoning.
@@ -177,9 +181,11 @@ class ReadText(ChoiceText):
         stops: Sequence[str] = (),
         *,
         one_call: bool = False,
+        marks: Collection[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(detokenizer, stops, **options)
+        self._marks = tuple(marks)
         self._parser, self._one_call = parser, one_call
         self._said: list[Said] = []
         self._is_text = True
@@ -199,6 +205,11 @@ class ReadText(ChoiceText):
         rest = super().end()
         return self._keep(self._parser.feed(rest) + self._parser.end())
 
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun that isn't known to be whole."""
+        return self._parser.is_in_call
+
     def take(self) -> Sequence[Said]:
         """What was said since it was asked last; nothing where it was text alone."""
         if self._is_text:  # the most of all answers
@@ -213,10 +224,20 @@ class ReadText(ChoiceText):
             said += self._parser.end()
         return self._keep(said)
 
+    def _without_marks(self, said: Said) -> Said:
+        """What is said, without marks that turned out to be none."""
+        if type(said) is not Text and type(said) is not Reasoning:
+            return said
+        text = said.text
+        for mark in self._marks:
+            if mark in text:
+                text = text.replace(mark, "")
+        return type(said)(text)
+
     def _keep(self, said: list[Said]) -> str:
         """Keep what is told; gives the text of the answer in it."""
         text = ""
-        for one in said:
+        for one in map(self._without_marks, said) if self._marks else said:
             if type(one) is Text:
                 text += one.text
             else:

@@ -107,7 +107,7 @@ def shown_of(request: Sampling) -> Shown:
 async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     """The requests to send for a chat; checked."""
     assert model.preparation is not None
-    message, offer, tail = _common(request, model), offer_of(request), ""
+    message, offer, is_thinking = _common(request, model), offer_of(request), False
     limit = request.max_completion_tokens or request.max_tokens
     offer.check(model)
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
@@ -119,12 +119,12 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     else:
         prompt = await chat_prompt(model, checked_turns(request.messages), request, offer)
         message.token_ids.extend(prompt.token_ids)
-        tail = prompt.tail
+        is_thinking = prompt.is_thinking
     if request.logprobs:
         message.output_options.logprobs = request.top_logprobs or 0
     elif request.top_logprobs:
         raise InvalidRequestError("top_logprobs goes with logprobs: true", param="top_logprobs")
-    reading = reading_of(model, offer, tail, is_forced=offer.constrain(message, model))
+    reading = reading_of(model, offer, is_forced=offer.constrain(message, model), is_thinking=is_thinking)
     finish = functools.partial(_finish, model=model, limit=limit, default_limit=None)
     return split(message, model, finish, reading=reading)
 

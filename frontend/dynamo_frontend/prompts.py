@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.offers import Offer, offer_of
+from dynamo_frontend.parsers.families import Family
 from dynamo_frontend.schemas import Message, Templated, TokenizeRequest
 from dynamo_frontend.templates import ChatTemplate, Turn
 from dynamo_frontend.tokens import PromptTokenizer
 from dynamo_grpc import ContextLengthError, InvalidRequestError, UnsupportedError
 from dynamo_grpc.v1 import model_card_pb2
-
-#: So much of a prompt's end is looked at for reasoning that it has begun: where an assistant's turn is opened.
-_TAIL_CHARS = 64
 
 
 async def prompt_tokens(request: TokenizeRequest, model: Model) -> list[int]:
@@ -50,11 +48,11 @@ class Prompt(NamedTuple):
 
     Attributes:
         text: as the template wrote it.
-        tail: the end of it that the model goes on from: what it may have begun to think is there.
+        is_thinking: it has begun the reasoning, and the answer goes on with it.
     """
 
     text: str
-    tail: str
+    is_thinking: bool
     token_ids: list[int]
 
 
@@ -71,11 +69,12 @@ async def chat_prompt(model: Model, turns: Sequence[Turn], how: Templated, offer
     )
     if model.series is not None:
         model.series.template.observe(time.perf_counter() - started)
+    family = model.preparation.family if model.preparation is not None else Family()
     if how.continue_final_message:
-        tail = str(turns[-1].get("content"))
+        is_thinking = family.is_thinking_within(str(turns[-1].get("content")))
     else:
-        tail = text.rstrip()[-_TAIL_CHARS:] if how.add_generation_prompt else ""
-    return Prompt(text, tail, await tokenize(model, text, add_special_tokens=False))
+        is_thinking = how.add_generation_prompt and family.is_thinking_after(text)
+    return Prompt(text, is_thinking, await tokenize(model, text, add_special_tokens=False))
 
 
 def _template(model: Model, how: Templated, offer: Offer) -> ChatTemplate:
@@ -140,6 +139,10 @@ async def tokenize(model: Model, text: str, *, add_special_tokens: bool) -> list
     Raises:
         ContextLengthError: the text can't fit into the context, whatever its tokens are: it isn't even looked at.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError("the prompt has half a character (a lone surrogate)", param="token_ids") from None
     tokenizer, started = _tokenizer_for(model, [text]), time.perf_counter()
     token_ids = await (tokenizer.encode_whole(text) if add_special_tokens else tokenizer.encode(text))
     if model.series is not None:
@@ -195,6 +198,8 @@ def _check_calls(calls: Any, where: str) -> None:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise InvalidRequestError("a call has a function with its name", param=f"{where}.{number}.function.name")
+        if not isinstance(call.get("id") or "", str):
+            raise InvalidRequestError("an id is a string", param=f"{where}.{number}.id")
         if not isinstance(function.get("arguments", ""), (str, dict)):
             raise InvalidRequestError("arguments are JSON, as a string", param=f"{where}.{number}.function.arguments")
 

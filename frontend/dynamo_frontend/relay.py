@@ -113,11 +113,11 @@ class Relay:
                     num_tokens = self._num_counted - before or len(pieces)  # text can't be counted in tokens
                     self._record.output(stream.instance.instance_id, num_tokens)
                     goes_on = show(pieces) if pieces else True
-                    return goes_on and not (self._stops and self._is_finished)
+                    return goes_on and not self._is_stopped
 
                 try:
                     while not await stream.read(sink):
-                        if self._stops and self._is_finished:
+                        if self._is_stopped:
                             stream.is_enough = True
                             break  # a stop string ended it before the worker did: leaving tells it so
                         await rest()
@@ -130,6 +130,11 @@ class Relay:
             self.settle()
         if not self._is_finished:
             raise HandlerEndedError("the worker's stream ended without a finish reason")
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether a stop string ended it that the worker knows nothing of; else its last words are waited for."""
+        return bool(self._stops) and self._is_finished and any(choice.stop for choice in self._choices.values())
 
     @property
     def _is_finished(self) -> bool:
@@ -179,9 +184,11 @@ class Relay:
     def _finish(self, index: int, reason: str) -> str:
         if self._reading is not None and reason in ("stop", "tool_calls"):
             choice, called = self._choices.get(index), self._called.get(index, [])
-            called = [*called, *choice.called] if isinstance(choice, ReadText) else called
+            is_cut = False
+            if isinstance(choice, ReadText):
+                called, is_cut = [*called, *choice.called], choice.stop is not None and choice.is_in_call
             self._reading.check(called)
-            reason = self._reading.finish if called else reason
+            reason = self._reading.finish if called and not is_cut else reason
         self._finished.add(index)
         self._record.finish = reason
         return reason
@@ -191,16 +198,17 @@ class Relay:
             assert self._model.preparation is not None
             tokenizer = self._model.preparation.tokenizer
             parser = self._reading.parser() if self._reading is not None else None
-            detokenizer = None
+            detokenizer, kept = None, {}
             if tokenizer is not None and self._shown.has_text:
                 skips = self._shown.skip_special_tokens
+                kept = tokenizer.kept(parser.all_marks) if parser is not None and skips else {}
                 seed = tokenizer.seed(self._message.token_ids, skip_special_tokens=skips)
                 detokenizer = Detokenizer(
                     tokenizer.base,
                     seed,
                     skip_special_tokens=skips,
                     plain_seed=tokenizer.plain_seed,
-                    kept=parser and tokenizer.kept(parser.all_marks),
+                    kept=kept,
                 )
             options: dict[str, Any] = {
                 "keep_stop": self._shown.keeps_stop,
@@ -211,7 +219,8 @@ class Relay:
             else:
                 assert self._reading is not None
                 one_call = not self._reading.offer.is_parallel
-                self._choices[index] = ReadText(parser, detokenizer, self._stops, one_call=one_call, **options)
+                options |= {"one_call": one_call, "marks": kept.values()}
+                self._choices[index] = ReadText(parser, detokenizer, self._stops, **options)
         return self._choices[index]
 
     def _piece(self, delta: pb.ChoiceDelta) -> Piece | None:
@@ -235,7 +244,7 @@ class Relay:
         said: list[Said] = []
         if delta.HasField("reasoning") or delta.tool_calls:  # the worker reads its answer itself
             said = _said_by(delta)
-            self._called.setdefault(delta.index, []).extend(one.name for one in said if isinstance(one, Call))
+            self._check_calls(delta.index, said)
         finish = info = None
         if choice.stop is not None:
             finish = self._finish(delta.index, "stop")
@@ -246,6 +255,16 @@ class Relay:
         taken = choice.take() if isinstance(choice, ReadText) else ()
         said += taken or ([Text(text)] if said and text else [])
         return Piece(self._index + delta.index, text, token_ids, logprobs, finish, choice.stop, 0, info, said)
+
+    def _check_calls(self, index: int, said: Sequence[Said]) -> None:
+        """Arguments belong to a call that has begun, and calls are counted from 0."""
+        called = self._called.setdefault(index, [])
+        for one in said:
+            if isinstance(one, Call) and one.index == len(called):
+                called.append(one.name)
+            elif isinstance(one, Call) or (isinstance(one, Arguments) and one.index >= len(called)):
+                text = f"the worker told of call {one.index} of a tool when {len(called)} had begun"
+                raise HandlerOutputError(text)
 
     def _count(self, usage: pb.Usage) -> None:
         """Take the worker's counts."""

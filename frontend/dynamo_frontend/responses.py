@@ -141,14 +141,15 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
             else:
                 turns.append(turn)
         elif item.type == "reasoning":
+            key = "content" if item.content else "summary"
             thoughts = item.content or extra.get("summary") or ""
-            _assistant(turns)["reasoning_content"] = text_of(thoughts, f"{where}.content", _TEXTS)
+            _assistant(turns)["reasoning_content"] = text_of(thoughts, f"{where}.{key}", _TEXTS)
         elif item.type == "function_call":
             name, arguments, call_id = (_text(extra, key, where) for key in ("name", "arguments", "call_id"))
             call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
             _assistant(turns).setdefault("tool_calls", []).append(call)
         elif item.type == "function_call_output":
-            output = text_of(extra.get("output") or "", f"{where}.output", _TEXTS)
+            output = text_of(extra.get("output", ""), f"{where}.output", _TEXTS)
             turns.append({"role": "tool", "tool_call_id": _text(extra, "call_id", where), "content": output})
         else:
             raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)

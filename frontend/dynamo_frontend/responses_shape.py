@@ -23,6 +23,9 @@ class ResponsesShape(ChatShape):
         super().__init__(request_id, asked, spelling)
         self._asked, self._request_id = asked, request_id
         self._items: list[Item] = []
+        self._calls: dict[int, CallItem] = {}
+        self._logprobs_left: list[dict[str, Any]] = []  # of tokens whose text hasn't come yet
+        self._reads = asked.tools is not None
         self._finish: str | None = None
 
     def begin(self, num_choices: int, usage: pb.Usage) -> bytes:
@@ -43,21 +46,24 @@ class ResponsesShape(ChatShape):
     def _take(self, piece: Piece) -> Iterator[Told]:
         """What a piece adds to the items."""
         self._finish = piece.finish or self._finish
-        logprobs = self._logprobs(piece)["content"] if piece.logprobs is not None else []
-        for one in piece.said or ([Text(piece.text)] if piece.text or logprobs else []):
+        if piece.logprobs is not None:
+            self._logprobs_left += self._logprobs(piece)["content"]
+        is_text = not piece.said and (piece.text or (self._logprobs_left and not self._reads))
+        for one in piece.said or ([Text(piece.text)] if is_text else []):
             match one:
                 case Call():
-                    yield from self._open(CallItem(f"fc_{self._request_id}_{one.index}", one.id, one.name))
-                case Arguments(_, text):
-                    yield from self._items[-1].more(text, [])
+                    call = self._calls[one.index] = CallItem(f"fc_{self._request_id}_{one.index}", one.id, one.name)
+                    yield from self._open(call)
+                case Arguments(index, text):
+                    yield from self._calls[index].more(text, [])
                 case Reasoning(text):
                     if not (self._items and isinstance(self._items[-1], Thought)):
                         yield from self._open(Thought(f"rs_{self._request_id}_{len(self._items)}"))
                     yield from self._items[-1].more(text, [])
                 case Text(text):
                     yield from self._message()
+                    logprobs, self._logprobs_left = self._logprobs_left, []
                     yield from self._items[-1].more(text, logprobs)
-                    logprobs = []
 
     def _message(self) -> Iterator[Told]:
         if not (self._items and isinstance(self._items[-1], Message)):
@@ -65,17 +71,20 @@ class ResponsesShape(ChatShape):
             yield from self._open(Message(f"msg_{self._request_id}{suffix}"))
 
     def _open(self, item: Item) -> Iterator[Told]:
-        """Begin an item; the one before it is whole."""
-        if self._items:
+        """Begin an item; the one before it is whole, but for a call: workers may tell several side by side."""
+        if self._items and not isinstance(self._items[-1], CallItem):
             yield from self._items[-1].end("completed")
         item.index = len(self._items)
         self._items.append(item)
         yield from item.begin()
 
     def _close(self) -> Iterator[Told]:
-        """End the last item; an answer without any is an empty message."""
+        """End what is open; an answer without any item is an empty message."""
         if not self._items:
             yield from self._message()
+        for item in self._items[:-1]:
+            if item.status == "in_progress":
+                yield from item.end("completed")
         yield from self._items[-1].end(self._status)
 
     def end(self, usage: pb.Usage, num_migrations: int) -> bytes:

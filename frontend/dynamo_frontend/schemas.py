@@ -66,6 +66,9 @@ class Message(Body):
     role: Role
     content: str | list[TextPart] | None = None
     name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class JsonSchema(Options):
@@ -107,7 +110,11 @@ def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[s
     """
     if isinstance(content, str):
         return content
+    if not isinstance(content, list):
+        raise InvalidRequestError("content is a string or a list of parts", param=where)
     for number, part in enumerate(content):
+        if not isinstance(part, dict):
+            raise InvalidRequestError("a part of content is an object", param=f"{where}.{number}")
         if part.get("type") not in types or not isinstance(part.get("text"), str):
             text = f"content of type {part.get('type')!r} is not supported here"
             raise UnsupportedError(text, param=f"{where}.{number}")

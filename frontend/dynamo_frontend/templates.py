@@ -265,7 +265,8 @@ def _with_mapping(call: Any) -> Any:
         return call
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError):
+        json.dumps(values, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # also of half characters, which no prompt can have
         return call
     if not isinstance(values, dict):
         return call

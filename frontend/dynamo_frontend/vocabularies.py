@@ -69,16 +69,10 @@ class BytesTokenizer(ABC):
         return token_id in self._added and self._added[token_id].special
 
     def say(self, token_id: int) -> bytes:
-        """What a token says.
-
-        Raises:
-            ValueError: there is no such token.
-        """
+        """What a token says; nothing where there is none: vocabularies of models are larger than their tokenizers'."""
         if token_id in self._added:
             return self._added[token_id].content.encode()
-        if not 0 <= token_id < self.size():
-            raise ValueError(f"there is no token {token_id}")
-        return self.bytes_of(token_id)
+        return self.bytes_of(token_id) if 0 <= token_id < self.size() else b""
 
     # as tokenizers.Tokenizer has them
 
@@ -151,8 +145,8 @@ class Tiktoken(BytesTokenizer):
         ranks: Mapping[bytes, int],
         pattern: str,
         added: Mapping[int, AddedToken],
-        first: Sequence[int],
-        offset: int,
+        first: Sequence[int] = (),
+        offset: int = 0,
     ) -> None:
         tiktoken = _library("tiktoken")
         super().__init__(added, first, ())

@@ -31,4 +31,14 @@ ENTRIES = {
     "reasoning": Entry(
         f"They ask.\n</think>\n\n{BEGIN}{FENCED}{END}", "", [("get_weather", {"city": "Paris"})], "They ask.", True
     ),
+    "no arguments, plain": Entry(f"{BEGIN}{CALL}get_time{SEP}{CALL_END}{END}", "", [("get_time", {})]),
+    "null arguments": Entry(f"{BEGIN}{CALL}get_time{SEP}null{CALL_END}{END}", "", [("get_time", {})]),
+    "an empty list": Entry(f"{BEGIN}{CALL}get_time{SEP}[]{CALL_END}{END}", "", [("get_time", {})]),
+    "all in a line": Entry(
+        f'{BEGIN}{CALL}function{SEP}get_time```json\n{{}}\n```{CALL_END}{CALL}function{SEP}get_weather {{"city": "x"}}'
+        f"{CALL_END}{END}",
+        "",
+        [("get_time", {}), ("get_weather", {"city": "x"})],
+    ),
+    "a tool of that name": Entry(f'{BEGIN}{CALL}function{SEP}{{"a": 1}}{CALL_END}{END}', "", [("function", {"a": 1})]),
 }

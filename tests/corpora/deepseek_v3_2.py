@@ -33,4 +33,16 @@ ENTRIES = {
     "reasoning": Entry(
         f"Hm.</think>{PARIS}</{D}function_calls>", "", [("get_weather", {"city": "Paris", "days": 3})], "Hm.", True
     ),
+    "lines in a value": Entry(
+        f'<{D}function_calls><{D}invoke name="write_file"><{D}parameter name="content" string="true">\nline\n</{D}parameter>'
+        f"</{D}invoke></{D}function_calls>",
+        "",
+        [("write_file", {"content": "\nline\n"})],
+    ),
+    "a tag left out": Entry(
+        f'<{D}function_calls><{D}invoke name="get_weather"><{D}parameter name="city" string="true">Paris</{D}invoke>'
+        f"</{D}function_calls>\nSo.",
+        "\nSo.",
+        [("get_weather", {"city": "Paris"})],
+    ),
 }

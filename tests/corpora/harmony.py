@@ -29,4 +29,13 @@ ENTRIES = {
     "cut in the reasoning": Entry("<|channel|>analysis<|message|>They a", "", reasoning="They a", is_cut=True),
     "cut in the header": Entry("<|channel|>commentary to=func", "<|channel|>commentary to=func", is_cut=True),
     "plain": Entry("No channel <| at all.", "No channel <| at all."),
+    "a recipient without its space": Entry(
+        '<|channel|>commentary to=get_time<|message|>{"a": 1}<|call|>', "", [("get_time", {"a": 1})]
+    ),
+    "messages stand apart": Entry(
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|><|start|>assistant"
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+        "I look.\nYes.",
+        reasoning="a\nb",
+    ),
 }

@@ -79,4 +79,25 @@ ENTRIES = {
     "nothing thought": Entry("<think>\n\n</think>\n\nYes.", "Yes."),
     "cut in the reasoning": Entry("I wonder </th", "", reasoning="I wonder </th", is_thinking=True, is_cut=True),
     "a tag in the answer": Entry("Use <think> and </think>.", "Use <think> and </think>."),
+    "two in one tag": Entry(
+        '<tool_call>{"name": "get_time", "arguments": {}}\n{"name": "get_weather", "arguments": {"city": "x"}}</tool_call>',
+        "",
+        [("get_time", {}), ("get_weather", {"city": "x"})],
+    ),
+    "a list in the tag": Entry(
+        '<tool_call>[{"name": "get_time", "arguments": {}}, {"name": "get_time"}]</tool_call>\nDone.',
+        "\nDone.",
+        [("get_time", {}), ("get_time", {})],
+    ),
+    "arguments twice": Entry(
+        '<tool_call>{"name": "get_time", "arguments": {"a": 1}, "arguments": {"a": 2}, "args": {}}</tool_call>',
+        "",
+        [("get_time", {"a": 1})],
+    ),
+    "a call and garbage": Entry(
+        '<tool_call>{"name": "get_time", "arguments": {}} {"x": 1}</tool_call>.',
+        ' {"x": 1}</tool_call>.',
+        [("get_time", {})],
+    ),
+    "much white space": Entry("a" + " " * 200 + PARIS, "a" + " " * 136, [("get_weather", {"city": "Paris"})]),
 }

@@ -47,4 +47,10 @@ ENTRIES = {
     ),
     "cut in the name": Entry('{"name": "get_w', '{"name": "get_w', is_cut=True),
     "plain": Entry("Sets are { } and\nlists [ ].", "Sets are { } and\nlists [ ]."),
+    "a list": Entry(
+        '<|python_tag|>[{"name": "get_time", "parameters": {}}, {"name": "get_weather", "parameters": {"city": "x"}}]',
+        "",
+        [("get_time", {}), ("get_weather", {"city": "x"})],
+    ),
+    "a list of others": Entry('See:\n[{"name": "Ada"}]\n[1]', 'See:\n[{"name": "Ada"}]\n[1]'),
 }

@@ -38,4 +38,5 @@ ENTRIES = {
     "nothing": Entry("a [TOOL_CALLS]", "a [TOOL_CALLS]"),
     "brackets": Entry("a[0] and [TOOL] and [", "a[0] and [TOOL] and ["),
     "thinking": Entry("[THINK]Hm.[/THINK][TOOL_CALLS]get_time[ARGS]{}", "", [("get_time", {})], "Hm."),
+    "one and a line": Entry('[TOOL_CALLS] {"name": "get_time", "arguments": {}}\n', "", [("get_time", {})]),
 }

@@ -40,4 +40,15 @@ ENTRIES = {
     "cut": Entry('[get_weather(city="Pa', "", [("get_weather", '{"city": "Pa')], is_cut=True),
     "cut in a number": Entry("[get_weather(days=12", "", [("get_weather", '{"days": 12')], is_cut=True),
     "cut in a name": Entry("[get_wea", "[get_wea", is_cut=True),
+    "without brackets": Entry("<|python_start|>get_time()<|python_end|>\nSo.", "\nSo.", [("get_time", {})]),
+    "by position": Entry('[get_weather("Paris", 3)]', "", [("get_weather", {"city": "Paris", "days": 3})]),
+    "too many": Entry("[get_time(1)] x", "1)] x", [("get_time", "")]),
+    "numbers": Entry(
+        "[get_weather(places=[.5, 5., +5, 1_000, -0, 1e3, 0x])]",
+        "0x])]",
+        [("get_weather", '{"places": [0.5, 5.0, 5, 1000, 0, 1000.0, ')],
+    ),
+    "strings beside each other": Entry(
+        "[get_weather(city='a' \"b\"\n + 'c', days=1)]", "", [("get_weather", {"city": "abc", "days": 1})]
+    ),
 }

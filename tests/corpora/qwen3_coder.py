@@ -57,4 +57,15 @@ ENTRIES = {
     "garbage": Entry("a <tool_call> b", "a <tool_call> b"),
     "a comparison": Entry("if a <b and c <function d", "if a <b and c <function d"),
     "thinking": Entry(f"Hm.\n</think>\n\n{PARIS}", "", [("get_weather", {"city": "Paris"})], "Hm.", is_thinking=True),
+    "null or text": Entry(
+        "<function=get_weather><parameter=units>2024</parameter><parameter=units>\nNone\n</parameter></function>",
+        "",
+        [("get_weather", '{"units": "2024", "units": null}')],
+    ),
+    "tags in a value": Entry(
+        "<function=write_file>\n<parameter=content>\nx </function> <parameter=a> </tool_call>\n</parameter>\n</function>",
+        "",
+        [("write_file", {"content": "x </function> <parameter=a> </tool_call>"})],
+    ),
+    "no name": Entry("a \n<function=b\n c", "a \n<function=b\n c"),
 }

@@ -58,7 +58,7 @@ def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="model_path or a model_name"):
         load_model(None)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"no tokenizer\.json"):
+    with pytest.raises(ConfigurationError, match=r"no tokenizer, neither tokenizer\.json nor"):
         load_model(folder)
     assert load_model(folder, model_input=ModelInput.Text).card.model_input == pb.MODEL_INPUT_TEXT
     (folder / "config.json").write_text("{")

@@ -71,7 +71,7 @@ def test_every_entry_says_what_it_says(tools, reasoning, name, entry):
     assert (text, thought) == (entry.text, entry.reasoning)
     assert [name for _, name, _ in calls] == [name for name, _ in entry.calls]
     for (_, _, told), (_, wanted) in zip(calls, entry.calls, strict=True):
-        assert told == wanted if isinstance(wanted, str) else json.loads(told) == wanted
+        assert (told == wanted) if isinstance(wanted, str) else (json.loads(told) == wanted)
 
 
 @pytest.mark.parametrize(("tools", "reasoning", "name", "entry"), ENTRIES, ids=IDS)
@@ -177,14 +177,25 @@ def test_forced_calls(names, raw, calls):
     assert read(Forced(tools), ["No."])[0] == "No."
 
 
+#: What costs most where something is looked at again and again: pieces, and what stands before them.
+LONG = [
+    ("word ", ""), ("<", ""), ("{", ""), ("[", ""), ("\n", ""), (" ", ""), ("\n{", ""), ("\n[", ""), ("<tool_call>", ""),
+    ("[TOOL_CALLS]", ""), ("[", '<tool_call>{"name": "f", "arguments": '), ("x", '<tool_call>{"arguments": "'),
+    ("x", "<function="), ("\n", "<|channel|>analysis<|message|>"), ("\n", "<|channel|>commentary to=f<|message|>"),
+    ("x", "<|channel|>"), ("x", '<｜DSML｜function_calls><｜DSML｜invoke name="'), ("<", "<function=f><parameter=a>"),
+    ("x", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"), ("\\", '[write_file(path="'), (" ", "<think>"),
+    ("'a'", "[write_file(path="), ("[", "[write_file(path="),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("tools", [*CORPORA, "none"])
 def test_long_answers_cost_what_they_are_long(tools):
-    """What is held isn't looked at again and again."""
-    for word in ("word ", "<", "{", "[", "\n", "<tool_call>", "[TOOL_CALLS]"):
-        parser = parser_of(tools, "qwen3")
-        for _ in range(20_000):
-            parser.feed(word)
-        parser.end()
+    for piece, before in LONG:
+        for cuts in ([before] + [piece] * 6_000, [before + piece * 60_000]):
+            parser = parser_of(tools, "qwen3")
+            for cut in cuts:
+                parser.feed(cut)
+            parser.end()  # what is quadratic takes minutes, and a unit test has 20 s
 
 
 def test_families_by_name_and_by_template():

@@ -6,14 +6,17 @@ doesn't depend on how the text was cut, because it is never told.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+import re
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
-from dynamo_frontend.marks import first_of, viable_suffix
+from dynamo_frontend.marks import viable_suffix
 
 T = TypeVar("T")
 #: A part of a parser: waits at each yield for more text, and gives a T.
@@ -49,6 +52,40 @@ class Arguments(NamedTuple):
 
 Said: TypeAlias = Text | Reasoning | Call | Arguments
 
+#: So much white space before a mark is dropped; and a name is no longer than this.
+_MAX_SPACE, _MAX_NAME = 64, 512
+
+
+@dataclass(slots=True)
+class _Growing:
+    """What is said, piece by piece."""
+
+    kind: type[Text | Reasoning | Arguments]
+    index: int
+    pieces: list[str]
+
+    def told(self) -> Text | Reasoning | Arguments:
+        text = self.pieces[0] if len(self.pieces) == 1 else "".join(self.pieces)
+        return Arguments(self.index, text) if self.kind is Arguments else self.kind(text)  # type: ignore[call-arg]
+
+
+@functools.cache
+def _compiled(marks: tuple[str, ...]) -> tuple[re.Pattern[str], tuple[str, ...], int]:
+    """What finds the marks, the characters that they begin with, and how much of one may have come without being one.
+
+    None of them is within another, so that the one that begins first is complete first.
+    """
+    pattern = re.compile("|".join(map(re.escape, sorted(marks, key=len))) or r"(?!)")
+    return pattern, tuple({mark[0] for mark in marks}), max(map(len, marks), default=1) - 1
+
+
+def _before_space(text: str, begin: int, end: int) -> int:
+    """Where the white space before `end` begins."""
+    first = max(begin, end - _MAX_SPACE)
+    while end > first and text[end - 1].isspace():
+        end -= 1
+    return end
+
 
 class Tools:
     """The functions that a request offers, by name, with the JSON schema of their parameters."""
@@ -68,21 +105,37 @@ class Tools:
         """The schema of a tool's parameters."""
         return self._functions[name] or {"type": "object"}
 
+    def parameters(self, name: str) -> Sequence[str]:
+        """The names of a tool's parameters, in the schema's order."""
+        properties = self._functions.get(name, {}).get("properties")
+        return list(properties) if isinstance(properties, Mapping) else []
+
     def types_of(self, name: str, parameter: str) -> frozenset[str]:
         """The JSON types that a parameter may have; empty where the schema doesn't say."""
-        properties = self._functions.get(name, {}).get("properties")
-        schema = properties.get(parameter) if isinstance(properties, Mapping) else None
-        return _types(schema) if isinstance(schema, Mapping) else frozenset()
+        root = self._functions.get(name, {})
+        properties = root.get("properties")
+        return _types(properties.get(parameter) if isinstance(properties, Mapping) else None, root, 0)
 
 
-def _types(schema: Mapping[str, Any]) -> frozenset[str]:
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+
+
+def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
+    if not isinstance(schema, Mapping) or depth > 8:
+        return frozenset()
     told = schema.get("type")
-    if isinstance(told, str):
-        return frozenset([told])
-    if isinstance(told, list):
-        return frozenset(one for one in told if isinstance(one, str))
-    ways = [one for key in ("anyOf", "oneOf") for one in schema.get(key, ()) if isinstance(one, Mapping)]
-    return frozenset().union(*map(_types, ways))
+    if isinstance(told, (str, list)):
+        return frozenset(one for one in ([told] if isinstance(told, str) else told) if isinstance(one, str))
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list):
+        return frozenset(_TYPES.get(type(value), "null") for value in values)
+    if isinstance(reference := schema.get("$ref"), str):
+        found: Any = root
+        for part in reference.removeprefix("#/").split("/"):
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return _types(found, root, depth + 1)
+    ways = [one for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list) for one in schema[key]]
+    return frozenset().union(*(_types(one, root, depth + 1) for one in ways))
 
 
 class Thinking(NamedTuple):
@@ -107,6 +160,7 @@ class Parser(ABC):
         is_in_reasoning: what comes next is reasoning.
         gap: the white space before the mark that was found last.
         is_tentative: what is read is attempted.
+        is_in_call: a call has begun, and isn't known to be whole.
     """
 
     marks: ClassVar[Sequence[str]] = ()
@@ -123,11 +177,12 @@ class Parser(ABC):
         self._thinking, self.is_in_reasoning = thinking, is_thinking
         self._rng = rng or random.Random()
         self.num_calls = 0
-        self._has_arguments = True
-        self._held, self._pos = "", 0
+        self._has_arguments, self.is_in_call = True, False
+        self._held, self._pos, self._start = "", 0, 0
+        self._tried: list[str] = []
         self.gap = ""
         self._is_over = self.is_tentative = False
-        self._said: list[Said] = []
+        self._said: list[Call | _Growing] = []
         self._steps = self.parse()
 
     @property
@@ -139,15 +194,17 @@ class Parser(ABC):
         """Take text; gives what it says."""
         self._held += text
         next(self._steps, None)
-        said, self._said = self._said, []
-        return said
+        return self._told()
 
     def end(self) -> list[Said]:
         """What is left, when no more text comes."""
         self._is_over = True
         next(self._steps, None)
+        return self._told()
+
+    def _told(self) -> list[Said]:
         said, self._said = self._said, []
-        return said
+        return [one if isinstance(one, Call) else one.told() for one in said]
 
     # what a family is made of
 
@@ -187,8 +244,10 @@ class Parser(ABC):
 
     def more(self) -> Steps[bool]:
         """Wait for more text; False at the end."""
-        if not self.is_tentative:
-            self._held, self._pos = self._held[self._pos :], 0
+        if self.is_tentative:
+            self._tried.append(self._held[self._start : self._pos])
+        self._held = self._held[self._pos :]
+        self._pos = self._start = 0
         if not self._is_over:
             yield
         return not self._is_over
@@ -229,29 +288,25 @@ class Parser(ABC):
         Args:
             trims: white space before a mark is dropped; so it is held back as the beginning of a mark is.
         """
-        starts = tuple({mark[0] for mark in marks})
+        pattern, starts, longest = _compiled(marks)
         while True:
             held, pos = self._held, self._pos
             if pos < len(held):
+                if found := pattern.search(held, pos):
+                    at = found.start()
+                    end = _before_space(held, pos, at) if trims else at
+                    say(held[pos:end])
+                    self.gap, self._pos = held[end:at], found.end()
+                    return found[0]
+                end, tail = len(held), held[max(pos, len(held) - longest) :]
                 for start in starts:
-                    if start in held:
-                        may_begin = True
+                    if start in tail:
+                        end -= viable_suffix(tail, marks)
                         break
-                else:
-                    may_begin = trims and held[-1].isspace()
-                if not may_begin:
-                    say(held[pos:])
-                    self._pos = len(held)
-                elif found := first_of(held, marks, pos):
-                    before = held[pos : found.start]
-                    say(shown := before.rstrip() if trims else before)
-                    self.gap, self._pos = before[len(shown) :], found.end
-                    return found.mark
-                else:
-                    fresh = held[pos:]
-                    shown = fresh[: len(fresh) - viable_suffix(fresh, marks)]
-                    say(shown := shown.rstrip() if trims else shown)
-                    self._pos += len(shown)
+                end = _before_space(held, pos, end) if trims else end
+                if end > pos:
+                    say(held[pos:end])
+                    self._pos = end
             if not (yield from self.more()):
                 rest = self.take(len(self._held))
                 if rest.strip() or not trims or not self.num_calls:  # else it is only what is around calls
@@ -259,25 +314,32 @@ class Parser(ABC):
                 return None
 
     def gather(self, *marks: str) -> Steps[tuple[str, str | None]]:
-        """What comes before the first of the marks, and that mark, which is taken; None at the end."""
-        pieces: list[str] = []
-        mark = yield from self.until(*marks, say=pieces.append)
-        return "".join(pieces), mark
+        """A name that ends with one of the marks, and that mark, which is taken; None where it doesn't come soon, and
+        then nothing is taken.
+        """
+        pattern, _, longest = _compiled(marks)
+        while True:
+            if found := pattern.search(self._held, self._pos, self._pos + _MAX_NAME + longest):
+                name = self._held[self._pos : found.start()]
+                self._pos = found.end()
+                return name, found[0]
+            if len(self._held) - self._pos > _MAX_NAME + longest or not (yield from self.more()):
+                return "", None
 
     # trying: what is read meanwhile can be had again
 
     def attempt(self) -> None:
         """What is read from here on may turn out to be something else."""
-        self.commit()
-        self.is_tentative = True
+        self._tried, self._start, self.is_tentative = [], self._pos, True
 
     def commit(self) -> None:
         """What was read is what it looked like."""
-        self._held, self._pos, self.is_tentative = self._held[self._pos :], 0, False
+        self.is_tentative = False
 
     def rewind(self) -> None:
         """Go back to where the attempt began."""
         if self.is_tentative:
+            self._held = "".join([*self._tried, self._held[self._start :]])
             self._pos, self.is_tentative = 0, False
 
     def put_back(self, length: int) -> None:
@@ -290,49 +352,44 @@ class Parser(ABC):
         Args:
             mark: that stood before it.
         """
-        self.text(self.gap + mark + self._held[: self._pos])
-        self.commit()
+        self.text("".join([self.gap, mark, *self._tried, self._held[self._start : self._pos]]))
+        self.is_tentative = False
 
     # saying
 
     def text(self, text: str) -> None:
         """Say text of the answer."""
-        if text:
-            self._say(Text, text)
+        self._say(Text, 0, text)
 
     def reason(self, text: str) -> None:
         """Say reasoning."""
-        if text:
-            self._say(Reasoning, text)
+        self._say(Reasoning, 0, text)
 
-    def _say(self, kind: type[Text] | type[Reasoning], text: str) -> None:
-        if self._said and isinstance(last := self._said[-1], kind):
-            self._said[-1] = kind(last.text + text)
+    def _say(self, kind: type[Text | Reasoning | Arguments], index: int, text: str) -> None:
+        if not text:
+            return
+        if self._said and isinstance(last := self._said[-1], _Growing) and last.kind is kind and last.index == index:
+            last.pieces.append(text)
         else:
-            self._said.append(kind(text))
+            self._said.append(_Growing(kind, index, [text]))
 
     def begin_call(self, name: str, call_id: str = "") -> None:
         """A call begins; its arguments follow."""
         self.commit()
         self._said.append(Call(self.num_calls, call_id or self.make_id(name), name))
         self.num_calls += 1
-        self._has_arguments = False
+        self._has_arguments, self.is_in_call = False, True
 
     def arguments(self, text: str) -> None:
         """Say JSON of the arguments of the call that began last."""
-        if not text:
-            return
-        self._has_arguments = True
-        index = self.num_calls - 1
-        if self._said and isinstance(last := self._said[-1], Arguments) and last.index == index:
-            self._said[-1] = Arguments(index, last.text + text)
-        else:
-            self._said.append(Arguments(index, text))
+        self._has_arguments = self._has_arguments or bool(text)
+        self._say(Arguments, self.num_calls - 1, text)
 
     def end_call(self) -> None:
         """The call's arguments are complete: an empty object, if none came."""
         if not self._has_arguments:
             self.arguments("{}")
+        self.is_in_call = False
 
     def close_call(self, *marks: str) -> Steps[None]:
         """The call ends here, with one of the marks or without; but for an answer that is cut here."""

@@ -96,7 +96,7 @@ class JsonParser(Parser):
         if not (yield from self.match("{")):
             return False
         kept: list[str] = []  # arguments that come before the name
-        depth, is_begun, call_id = 1, False, ""
+        depth, is_begun, has_arguments, call_id = 1, False, False, ""
         while depth:
             yield from self.skip_space(",")
             if (char := (yield from self.char())) == "}":
@@ -119,7 +119,8 @@ class JsonParser(Parser):
                 is_begun = True
                 self.begin_call(name, call_id)
                 self.arguments("".join(kept))
-            elif key in _ARGUMENTS:
+            elif key in _ARGUMENTS and not has_arguments:
+                has_arguments = True
                 yield from self._arguments(self.arguments if is_begun else kept.append)
             elif key in _IDS and char == '"' and not is_begun:
                 call_id = (yield from self._text()) or ""
@@ -130,6 +131,20 @@ class JsonParser(Parser):
         if is_begun and (not depth or (yield from self.char())):  # else it was cut
             self.end_call()
         return is_begun
+
+    def call_objects(self, separators: str) -> Steps[bool]:
+        """Read objects that are calls, one after another; to be attempted, and the last attempt goes on.
+
+        Returns:
+            Whether what was read last was no call, though it looked like one: then it can be given up.
+        """
+        while (yield from self.char()) == "{":
+            if not (yield from self.call_object()):
+                return True
+            self.gap = ""
+            self.attempt()
+            yield from self.skip_space(separators)
+        return False
 
     def can_be_called(self, name: str) -> bool:
         """Whether a call of this name is one; where nothing else marks it, its name must."""

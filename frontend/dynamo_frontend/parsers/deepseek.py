@@ -44,18 +44,23 @@ class DeepSeek(JsonParser):
         if mark != _SEP:
             return False
         yield from self.skip_space()
-        if (yield from self.char()) not in ("{", "`", ""):  # what stood there is the kind; the name comes now
-            name, mark = yield from self.gather("\n", _CALL_END)
+        if name.strip() == "function" and (yield from self.char()) not in (
+            "{",
+            "`",
+            "<",
+        ):  # the kind; the name comes now
+            name, mark = yield from self.gather("\n", "{", "```", _CALL_END)
             if mark is None:
                 return False
-            if mark == _CALL_END:
-                self.put_back(len(mark))
-        if not name.strip():
+            self.put_back(len(mark))
+        if not (name := name.strip()):
             return False
-        self.begin_call(name.strip())
+        self.begin_call(name)
         yield from self.skip_space("`jsonJSON")
         if (yield from self.char()) == "{":
             yield from self.json_value(self.arguments)
+        else:  # nothing, null, an empty list
+            yield from self.skip_space("null[]")
         yield from self.skip_space("`}")
         yield from self.close_call(_CALL_END)
         return True

@@ -16,6 +16,7 @@ from dynamo_frontend.parsers.parameters import TaggedParser
 _OPEN, _CLOSE = "<｜DSML｜function_calls>", "</｜DSML｜function_calls>"
 _INVOKE, _INVOKE_END = '<｜DSML｜invoke name="', "</｜DSML｜invoke>"
 _PARAMETER, _PARAMETER_END = '<｜DSML｜parameter name="', "</｜DSML｜parameter>"
+_ENDS = (_PARAMETER_END, _INVOKE_END)
 
 
 class DeepSeekV32(TaggedParser):
@@ -50,7 +51,10 @@ class DeepSeekV32(TaggedParser):
             if end != ">":
                 break
             is_text = 'string="true"' in attributes or (None if "string" not in attributes else False)
-            if (yield from self.parameter(name, key, (_PARAMETER_END,), is_text=is_text)) is None:
+            end = yield from self.parameter(name, key, _ENDS, is_text=is_text)
+            if end is None:
                 return
+            if end == _INVOKE_END:
+                self.put_back(len(end))
             yield from self.skip_space()
         yield from self.close_call(_INVOKE_END)

@@ -88,11 +88,19 @@ class Family:
         return self.tools if self.tools is not None and (has_tools or self.tools is Harmony) else Plain
 
     def is_thinking_after(self, prompt: str) -> bool:
-        """Whether an answer to a prompt begins within the reasoning."""
+        """Whether an answer to a prompt begins within the reasoning: its end is that."""
         if self.thinking is None:
             return False
-        opened, closed = prompt.rfind(self.thinking.opening), prompt.rfind(self.thinking.closing)
-        return opened > closed or (self.is_always_thinking and closed < 0)
+        prompt = prompt.rstrip()
+        if prompt.endswith(self.thinking.closing):
+            return False
+        return self.is_always_thinking or prompt.endswith(self.thinking.opening)
+
+    def is_thinking_within(self, text: str) -> bool:
+        """Whether an answer that goes on in a text of the assistant goes on thinking."""
+        if self.thinking is None:
+            return False
+        return text.rfind(self.thinking.opening) > text.rfind(self.thinking.closing)
 
 
 def family_of(tool_parser: str, reasoning_parser: str, template: str) -> Family:

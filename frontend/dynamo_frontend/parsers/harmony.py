@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dynamo_frontend.parsers.base import Parser, Steps
+from dynamo_frontend.parsers.base import Parser, Reasoning, Steps, Text
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -21,6 +21,8 @@ _FUNCTIONS = "functions."
 class Harmony(Parser):
     """Reads messages; what the analysis says is reasoning, the rest is the answer."""
 
+    _begins = False
+    _kinds: frozenset[type] = frozenset()
     marks = (_START, _CHANNEL, _MESSAGE, "<|constrain|>", *_ENDS)
 
     def parse(self) -> Steps[None]:
@@ -45,9 +47,11 @@ class Harmony(Parser):
             self.give_up(mark)
             return
         self.commit()
+        self._begins = True
         recipient = _RECIPIENT.search(header)
-        if recipient and recipient[1].startswith(_FUNCTIONS):
-            self.begin_call(recipient[1].removeprefix(_FUNCTIONS))
+        name = recipient[1].removeprefix(_FUNCTIONS) if recipient else ""
+        if name and recipient and (recipient[1].startswith(_FUNCTIONS) or name in self.tools):
+            self.begin_call(name)
             end = yield from self._body(self.arguments)
             if end is not None:
                 self.end_call()
@@ -57,6 +61,20 @@ class Harmony(Parser):
             self.is_in_reasoning = False
         else:
             yield from self._body(self.text)
+
+    def text(self, text: str) -> None:
+        super().text(self._apart(text, Text))
+
+    def reason(self, text: str) -> None:
+        super().reason(self._apart(text, Reasoning))
+
+    def _apart(self, text: str, kind: type) -> str:
+        """Text of a message that begins, apart from that of the one before it."""
+        is_first = self._begins and bool(text)
+        self._begins = self._begins and not text
+        is_apart = is_first and kind in self._kinds
+        self._kinds |= {kind} if text else frozenset()
+        return f"\n{text}" if is_apart else text
 
     def _body(self, say: Callable[[str], None]) -> Steps[str | None]:
         end = yield from self.until(*_ENDS, _START, _CHANNEL, say=say)

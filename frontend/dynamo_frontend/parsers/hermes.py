@@ -20,10 +20,15 @@ class Hermes(JsonParser):
 
     def answer(self) -> Steps[None]:
         while (yield from self.text_until(_OPEN)) is not None:
+            before = self.num_calls
             self.attempt()
-            yield from self.skip_space()
-            if not (yield from self.call_object()):
-                self.give_up(_OPEN)
+            yield from self.skip_space("[")
+            is_broken = yield from self.call_objects(",")
+            if is_broken or self.num_calls == before:
+                self.give_up(_OPEN if self.num_calls == before else "")
                 continue
-            yield from self.skip_space("}")
-            yield from self.match(_CLOSE)
+            yield from self.skip_space("]}")
+            if (yield from self.match(_CLOSE)):
+                self.commit()
+            else:
+                self.rewind()

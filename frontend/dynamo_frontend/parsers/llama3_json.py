@@ -10,7 +10,7 @@ from __future__ import annotations
 from dynamo_frontend.parsers.base import Steps
 from dynamo_frontend.parsers.calls import JsonParser
 
-_TAG, _LINE = "<|python_tag|>", "\n{"
+_TAG, _LINES = "<|python_tag|>", ("\n{", "\n[")
 
 
 class Llama3Json(JsonParser):
@@ -21,23 +21,27 @@ class Llama3Json(JsonParser):
     def answer(self) -> Steps[None]:
         mark: str | None = ""
         while mark is not None:
-            if mark == _LINE:
+            if mark in _LINES:
                 self.put_back(1)
-            yield from self._calls(mark.removesuffix("{"))
-            mark = yield from self.text_until(_LINE, _TAG)
+            yield from self._calls(mark.rstrip("{["))
+            mark = yield from self.text_until(*_LINES, _TAG)
 
     def _calls(self, mark: str) -> Steps[None]:
         """The calls behind a mark."""
+        before = self.num_calls
         self.attempt()
         yield from self.skip_space()
-        while (yield from self.char()) == "{":
-            if not (yield from self.call_object()):
-                self.give_up(mark)
-                return
-            mark = self.gap = ""
-            self.attempt()
-            yield from self.skip_space(";,")
-        if mark:
+        is_list = yield from self.match("[")
+        if is_list:
+            yield from self.skip_space()
+        if (yield from self.call_objects(";,")):
+            self.give_up(mark if self.num_calls == before else "")
+        elif self.num_calls > before:
+            if is_list and (yield from self.match("]")):
+                self.commit()
+            else:
+                self.rewind()
+        elif mark or is_list:
             self.give_up(mark)
         else:
             self.rewind()

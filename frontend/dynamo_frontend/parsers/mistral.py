@@ -26,20 +26,15 @@ class Mistral(JsonParser):
             yield from (self._list() if (yield from self.char()) in ("[", "{") else self._call())
 
     def _list(self) -> Steps[None]:
-        mark = _CALLS
+        before = self.num_calls
         yield from self.match("[")
         yield from self.skip_space()
-        while (yield from self.char()) == "{":
-            if not (yield from self.call_object()):
-                self.give_up(mark)
-                return
-            mark = self.gap = ""
-            self.attempt()
-            yield from self.skip_space(",")
-        if (yield from self.match("]")) and not mark:
+        if (yield from self.call_objects(",")) or self.num_calls == before:
+            self.give_up(_CALLS if self.num_calls == before else "")
+        elif (yield from self.match("]")):
             self.commit()
         else:
-            self.give_up(mark)
+            self.rewind()
 
     def _call(self) -> Steps[None]:
         name, call_id = (yield from self._word()), ""

@@ -31,20 +31,28 @@ class TaggedParser(Parser):
         self.arguments(f'"{quoted(key)}": ')
         self._num_parameters += 1
         types = self.tools.types_of(name, key)
-        marks = [*(f"\n{end}" for end in ends), *ends]
         if is_text or (is_text is None and types <= {"string"}):
             self.arguments('"')
-            yield from self.match("\n")
-            end = yield from self.until(*marks, say=lambda text: self.arguments(quoted(text)), trims=False)
+            yield from self._first_line()
+            end = yield from self.until(*ends, say=lambda text: self.arguments(quoted(text)), trims=False)
             if end is not None:
                 self.arguments('"')
+            return end
+        pieces: list[str] = []
+        yield from self._first_line()
+        end = yield from self.until(*ends, say=pieces.append, trims=False)
+        value = "".join(pieces)
+        if end is None:  # it is cut
+            self.arguments(value)
+        elif is_text is None and types <= {"string", "null"} and value.strip() not in ("null", "None"):
+            self.arguments(f'"{quoted(value)}"')
         else:
-            pieces: list[str] = []
-            yield from self.match("\n")
-            end = yield from self.until(*marks, say=pieces.append, trims=False)
-            value = "".join(pieces)
-            self.arguments(value if end is None else _as_json(value))
-        return end and end.removeprefix("\n")
+            self.arguments(_as_json(value))
+        return end
+
+    def _first_line(self) -> Steps[None]:
+        """What stands between the tag and the value."""
+        yield from ()
 
     def end_call(self) -> None:
         if self._num_parameters:

@@ -7,13 +7,14 @@ Nothing else marks a call, so it must name a tool that the request offers. Value
 
 from __future__ import annotations
 
+import math
 import re
 
 from dynamo_frontend.parsers.base import Steps, quoted
 from dynamo_frontend.parsers.calls import JsonParser, character
 
 _OPEN, _CLOSE, _LINE = "<|python_start|>", "<|python_end|>", "\n["
-_WORD, _NUMBER = re.compile(r"[\w.+-]"), re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_WORD, _NUMBER = re.compile(r"[\w.+-]"), re.compile(r"[+-]?[\d_]*\.?[\d_]*([eE][+-]?\d+)?")
 _CONSTANTS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "v": "\v", "a": "\a", "0": "\0", "\n": ""}
 _QUIET = re.compile(r"[^\\'\"]+")
@@ -40,7 +41,8 @@ class Pythonic(JsonParser):
         self.attempt()
         yield from self.skip_space()
         before = self.num_calls
-        if (yield from self.match("[")):
+        is_list = yield from self.match("[")
+        if is_list or mark == _OPEN:
             yield from self.skip_space()
             while (yield from self._call()):
                 mark = self.gap = ""
@@ -48,12 +50,12 @@ class Pythonic(JsonParser):
                 yield from self.skip_space(",")
             if not self.is_tentative:
                 return  # within a call: what is left of it is text
-        if self.num_calls > before and (yield from self.match("]")):
+        if self.num_calls > before and (not is_list or (yield from self.match("]"))):
             self.attempt()
             yield from self.skip_space()
             if (yield from self.match(_CLOSE)):
                 self.commit()
-        elif mark:
+        elif mark or (is_list and self.num_calls == before):
             self.give_up(mark)
             return
         self.rewind()
@@ -66,12 +68,11 @@ class Pythonic(JsonParser):
         self.begin_call(name)
         mark = "{"
         yield from self.skip_space()
+        names = iter(self.tools.parameters(name))
         while not (yield from self.match(")")):
-            key = yield from self._word()
-            yield from self.skip_space()
-            if not key or not (yield from self.match("=")):
+            key = (yield from self._key()) or next(names, "")
+            if not key:
                 return False
-            yield from self.skip_space()
             self.arguments(f'{mark}"{quoted(key)}": ')
             if not (yield from self._value(0)):
                 return False
@@ -79,6 +80,18 @@ class Pythonic(JsonParser):
             yield from self.skip_space(",")
         self.arguments("{}" if mark == "{" else "}")
         return True
+
+    def _key(self) -> Steps[str]:
+        """The name of an argument that has one; positional ones are named by the schema's order."""
+        self.attempt()
+        key = yield from self._word()
+        yield from self.skip_space()
+        if key and (yield from self.match("=")):
+            self.commit()
+            yield from self.skip_space()
+            return key
+        self.rewind()
+        return ""
 
     def _word(self) -> Steps[str]:
         word = ""
@@ -97,7 +110,7 @@ class Pythonic(JsonParser):
         if not (yield from self.char()):  # more of it may have come
             self.arguments(word)
             return False
-        told = _CONSTANTS.get(word) or (word if _NUMBER.fullmatch(word) else None)
+        told = _CONSTANTS.get(word) or _number(word)
         if told is None:
             self.text(word)
             return False
@@ -142,13 +155,22 @@ class Pythonic(JsonParser):
             if run := _QUIET.match(self._held, self._pos):
                 self.arguments(quoted(self.take(len(run[0]))))
             elif (yield from self.match(quote)):
-                self.arguments('"')
-                return True
+                if not (quote := (yield from self._next_quote())):
+                    self.arguments('"')
+                    return True
             elif (char := self.take()) == "\\":
                 self.arguments(quoted((yield from self.escaped())))
             else:
                 self.arguments(quoted(char))
         return False
+
+    def _next_quote(self) -> Steps[str]:
+        """The quote that goes on with a string: two that stand beside each other, or with a plus between, are one."""
+        yield from self.skip_space("+")
+        if (yield from self.char()) not in ("'", '"'):
+            return ""
+        quote = self.take()
+        return quote * 3 if (yield from self.match(quote * 2)) else quote
 
     def escaped(self) -> Steps[str]:
         kind = yield from self.char()
@@ -158,3 +180,16 @@ class Pythonic(JsonParser):
         if kind in ("x", "U"):
             return character((yield from self.hexadecimal(2 if kind == "x" else 8)))
         return _ESCAPED.get(kind, kind if kind in "'\"\\" else "\\" + kind)
+
+
+def _number(word: str) -> str | None:
+    """A number as JSON has it; None where it is none."""
+    if not _NUMBER.fullmatch(word) or not any(map(str.isdigit, word)):
+        return None
+    for kind in (int, float):
+        try:
+            value = kind(word)
+        except ValueError:
+            continue
+        return None if isinstance(value, float) and math.isinf(value) else repr(value)
+    return None

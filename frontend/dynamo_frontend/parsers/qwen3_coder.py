@@ -17,7 +17,8 @@ from dynamo_frontend.parsers.parameters import TaggedParser
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _FUNCTION_END = "<function=", "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
-_ENDS = (_PARAMETER_END, _FUNCTION_END, _CLOSE, _PARAMETER)
+#: What ends a value; the tag is left out now and then, and a value may hold the other ones.
+_ENDS = (f"\n{_PARAMETER_END}", _PARAMETER_END, f"\n{_PARAMETER}", f"\n{_FUNCTION_END}")
 
 
 class Qwen3Coder(TaggedParser):
@@ -49,9 +50,12 @@ class Qwen3Coder(TaggedParser):
             end = yield from self.parameter(name, key.strip(), _ENDS)
             if end is None:
                 return
-            if end != _PARAMETER_END:
+            if not end.endswith(_PARAMETER_END):
                 self.put_back(len(end))
             yield from self.skip_space()
         yield from self.close_call(_FUNCTION_END)
         yield from self.skip_space()
         yield from self.match(_CLOSE)
+
+    def _first_line(self) -> Steps[None]:
+        yield from self.match("\n")
