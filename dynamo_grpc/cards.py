@@ -33,6 +33,7 @@ CAPABILITIES = frozenset(
         "guided_decoding",
         "lora",
         "media",
+        "media_bytes",
         "stop",
         "dimensions",
         "tools",

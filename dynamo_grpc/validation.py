@@ -181,13 +181,17 @@ def _check_capabilities(request: inference_pb2.PreprocessedRequest, card: model_
         ("prompt_logprobs", "output_options.prompt_logprobs", output.HasField("prompt_logprobs")),
         ("guided_decoding", "guided_decoding", request.HasField("guided_decoding")),
         ("lora", "lora_name", bool(request.lora_name)),
-        ("media", "media", bool(request.media)),
+        ("media", "media", bool(request.media) or _has_media(request)),
         ("stop", "stop_conditions.stop", bool(request.stop_conditions.stop)),
         ("text", "output_options.text", output.text and card.model_input != model_card_pb2.MODEL_INPUT_TEXT),
     )
     for capability, field, is_needed in needed:
         if is_needed:
             check_capability(capability, field, card)
+
+
+def _has_media(request: inference_pb2.PreprocessedRequest) -> bool:
+    return any(part.WhichOneof("part") not in ("text", None) for turn in request.messages for part in turn.content)
 
 
 def check_capability(capability: str, field: str, card: model_card_pb2.ModelCard) -> None:

@@ -171,7 +171,9 @@ class PreprocessedRequest(google.protobuf.message.Message):
 
     @property
     def media(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___MediaItem]:
-        """Pictures, videos and sounds that the prompt refers to, in order."""
+        """Pictures, videos and sounds that the prompt refers to, in order. Workers that take messages find URLs there, and have
+        media here only if they declare media_bytes.
+        """
 
     @property
     def prefill_result(self) -> Global___PrefillResult:

@@ -196,7 +196,7 @@ class ModelCard(google.protobuf.message.Message):
 
     @property
     def capabilities(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Optional abilities of the worker: n, logprobs, prompt_logprobs, guided_decoding, lora, media, beam_search, stop, tools …
+        """Optional abilities of the worker: n, logprobs, prompt_logprobs, guided_decoding, lora, media, media_bytes, beam_search, stop, tools …
         A request that needs one that is not listed is refused with UNIMPLEMENTED.
         """
 

@@ -144,13 +144,28 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
                 said["reasoning_content"] = said.get("reasoning_content", "") + _text(block, "thinking", place)
             case "redacted_thinking":
                 pass
+            case "image":
+                texts.append({"type": "image_url", "image_url": {"url": _image(block, place)}})
             case _:
                 if block.get("type") != "text" or not isinstance(block.get("text"), str):
                     raise UnsupportedError(f"content of type {block.get('type')!r} is not supported here", param=place)
                 texts.append(block)
     if texts or len(said) > 1 or not turns:
-        turns.append(said | ({"content": text_of(texts, where)} if texts or len(said) == 1 else {}))
+        has_images = any(part["type"] == "image_url" for part in texts)
+        content = texts if has_images else text_of(texts, where)
+        turns.append(said | ({"content": content} if texts or len(said) == 1 else {}))
     return turns
+
+
+def _image(block: dict[str, Any], where: str) -> str:
+    """A picture as a URL."""
+    source = block.get("source")
+    if not isinstance(source, dict):
+        raise InvalidRequestError("the picture has no source", param=f"{where}.source")
+    if source.get("type") == "url":
+        return _text(source, "url", f"{where}.source")
+    kind, data = (_text(source, key, f"{where}.source") for key in ("media_type", "data"))
+    return f"data:{kind};base64,{data}"
 
 
 def _text(block: dict[str, Any], key: str, where: str) -> str:

@@ -90,6 +90,7 @@ class Frontend:
                 settings.output_gap_timeout_s,
                 settings.thresholds,
                 self.metrics,
+                settings.media,
             )
             dump.install(self._serving.book.lines)
             tasks = [asyncio.ensure_future(self.metrics.watch_loop()), asyncio.ensure_future(self._watch_registry())]

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import Metric
 
 from dynamo_frontend.busy import BusyWatch, Thresholds
+from dynamo_frontend.media import Media, MediaLimits
 from dynamo_frontend.metrics import Metrics, PreparingSeries, gauges
 from dynamo_frontend.preparation import Preparation, fetch_file, prepare
 from dynamo_grpc import (
@@ -65,6 +66,7 @@ class Model:
         self.preparation: Preparation | None = None
         self.series: PreparingSeries | None = None
         self.loading: asyncio.Task[None] | None = None
+        self.media: Media | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -98,6 +100,7 @@ class Catalog:
         output_gap_s: the same between outputs.
         thresholds: when a worker is busy, for models that nobody set others for.
         metrics: where preparing requests is measured.
+        media: what a chat may have of it.
     """
 
     def __init__(
@@ -111,8 +114,10 @@ class Catalog:
         output_gap_s: float | None = None,
         thresholds: Thresholds | None = None,
         metrics: Metrics | None = None,
+        media: MediaLimits | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
+        self._media = Media(media or MediaLimits())
         self._runtime, self.router_mode, self._instance_wait_s = runtime, router_mode, instance_wait_s
         self._migration_limit = migration_limit
         self._limits_s = (first_output_s, output_gap_s)
@@ -311,6 +316,7 @@ class Catalog:
             output_gap_s=self._limits_s[1],
         )
         model = Model(card, instances, router)
+        model.media = self._media
         model.loading = asyncio.get_running_loop().create_task(self._load(model), name=f"load {card.name}")
         return model
 

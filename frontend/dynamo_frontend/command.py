@@ -21,6 +21,7 @@ import uvicorn
 from dynamo_frontend import processes
 from dynamo_frontend.app import Frontend
 from dynamo_frontend.busy import Thresholds
+from dynamo_frontend.media import MediaLimits
 from dynamo_frontend.settings import FrontendSettings
 from dynamo_frontend.wire import WireProtocol
 from dynamo_grpc import ConfigurationError, DistributedRuntime, RouterMode
@@ -164,6 +165,14 @@ Examples:
 )
 @option("--strict", "Refuse fields that nobody knows; else they are ignored and named in x-warning.", is_flag=True)
 @option("--no-page", "No page at /.", is_flag=True)
+@option("--max-media", "So many pictures, videos and sounds in a chat.", default=16, type=click.IntRange(0))
+@option("--max-media-mb", "And so large may each be.", default=32, type=click.IntRange(1))
+@option(
+    "--media-hosts",
+    "Hosts that media are fetched from, with wildcards, where workers want bytes; by default all public ones.",
+    default="",
+    metavar="HOST,…",
+)
 @option(
     "--disable-admin-api",
     "No /busy_threshold and no /debug.",
@@ -216,6 +225,11 @@ def frontend(**options: Any) -> None:
         is_strict=options["strict"],
         has_admin_api=not options["disable_admin_api"],
         has_page=not options["no_page"],
+        media=MediaLimits(
+            options["max_media"],
+            options["max_media_mb"] * 1024 * 1024,
+            tuple(filter(None, (host.strip() for host in options["media_hosts"].split(",")))),
+        ),
         grpc_host=options["host"],
         grpc_port=_grpc_port(options),
         shares_grpc_port=options["http_fd"] is not None,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from dynamo_frontend import envelope
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.media import check_part
 from dynamo_frontend.offers import Offer, Reading, offer_of, reading_of
 from dynamo_frontend.parsers.base import Arguments, Call, Reasoning
 from dynamo_frontend.preprocess import Part, Shown, check_stops, naming, split
@@ -60,6 +61,9 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
             message.stop_conditions.ClearField("stop")
         if message.messages:
             reading = reading_of(model, offer)
+            turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
+            if model.media is not None and not message.media:
+                message.media.extend(await model.media.take(turns, card))
         if not offer.tools:
             message.ClearField("tools")
 
@@ -118,6 +122,8 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model, offer: Offer
             token_ids = await tokenize(model, message.text, add_special_tokens=True)
     else:
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
+        if model.media is not None:
+            message.media.extend(await model.media.take(turns, model.card))
         with naming("messages"):
             prompt = await chat_prompt(model, turns, Templated(), offer)
         token_ids = prompt.token_ids
@@ -138,15 +144,11 @@ def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
         text = f"the role {message.role!r} is none of {', '.join(_ROLES)}"
         raise InvalidRequestError(text, param=f"{where}.role")
     turn: dict[str, Any] = {"role": message.role}
-    for number, part in enumerate(message.content):
-        if part.WhichOneof("part") != "text":
-            kind = part.WhichOneof("part") or "no kind"
-            raise UnsupportedError(f"content of {kind} is not supported here", param=f"{where}.content.{number}")
-    texts = [part.text.text for part in message.content]
-    if len(texts) == 1:
-        turn["content"] = texts[0]
-    elif texts:
-        turn["content"] = [{"type": "text", "text": text} for text in texts]
+    parts = [_part(part, f"{where}.content.{number}") for number, part in enumerate(message.content)]
+    if len(parts) == 1 and parts[0]["type"] == "text":
+        turn["content"] = parts[0]["text"]
+    elif parts:
+        turn["content"] = parts
     elif not message.tool_calls:
         raise InvalidRequestError("the message has no content", param=f"{where}.content")
     if message.name:
@@ -161,6 +163,17 @@ def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
     if message.tool_call_id:
         turn["tool_call_id"] = message.tool_call_id
     return turn
+
+
+def _part(part: pb.MessageContent, where: str) -> dict[str, Any]:
+    kind = part.WhichOneof("part")
+    if kind is None:
+        raise InvalidRequestError("the part has nothing in it", param=where)
+    if kind == "text":
+        return {"type": "text", "text": part.text.text}
+    told = {"type": kind, kind: {"url": getattr(part, kind).url}}
+    check_part(told, where)
+    return told
 
 
 class Outputs:

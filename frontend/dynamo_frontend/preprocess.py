@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.media import KINDS
 from dynamo_frontend.offers import Reading, offer_of, reading_of
 from dynamo_frontend.prompts import (
     chat_prompt,
@@ -110,14 +111,17 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     message, offer, is_thinking = _common(request, model), offer_of(request), False
     limit = request.max_completion_tokens or request.max_tokens
     offer.check(model)
+    turns = checked_turns(request.messages)
+    if model.media is not None:
+        message.media.extend(await model.media.take(turns, model.card))
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
         if given := sorted((Templated.model_fields.keys() - Calling.model_fields.keys()) & request.model_fields_set):
             text = f"{given[0]} is about a chat template, and model {model.card.name!r} brings its own"
             raise UnsupportedError(text, param=given[0])
-        message.messages.extend(_to_message(turn) for turn in checked_turns(request.messages))
+        message.messages.extend(_to_message(turn) for turn in turns)
         offer.put_into(message)
     else:
-        prompt = await chat_prompt(model, checked_turns(request.messages), request, offer)
+        prompt = await chat_prompt(model, turns, request, offer)
         message.token_ids.extend(prompt.token_ids)
         is_thinking = prompt.is_thinking
     if request.logprobs:
@@ -328,7 +332,14 @@ def _to_message(turn: dict[str, Any]) -> inference_pb2.ChatMessage:
     content = turn.get("content") or ()
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     for part in parts:
-        message.content.add(text=inference_pb2.TextContent(text=part["text"]))
+        if part["type"] in KINDS:
+            told = part[part["type"]]
+            added = getattr(message.content.add(), part["type"])
+            added.url = told["url"]
+            if part["type"] == "image_url" and isinstance(told.get("detail"), str):
+                added.detail = told["detail"]
+        else:
+            message.content.add(text=inference_pb2.TextContent(text=part["text"]))
     for call in turn.get("tool_calls") or ():
         function = call["function"]
         arguments = function.get("arguments", "")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dynamo_frontend.catalog import Model
+from dynamo_frontend.media import KINDS, check_part, for_template
 from dynamo_frontend.offers import Offer, offer_of
 from dynamo_frontend.parsers.families import Family
 from dynamo_frontend.schemas import Message, Templated, TokenizeRequest
@@ -59,8 +60,11 @@ class Prompt(NamedTuple):
 async def chat_prompt(model: Model, turns: Sequence[Turn], how: Templated, offer: Offer) -> Prompt:
     """A chat as the model's template writes it, and its token ids."""
     started = time.perf_counter()
-    text = _template(model, how, offer).render(
-        turns,
+    template = _template(model, how, offer)
+    if not template.takes_parts and any(_has_media(turn) for turn in turns):
+        raise UnsupportedError(f"the chat template of model {model.card.name!r} knows no pictures", param="messages")
+    text = template.render(
+        for_template(turns),
         add_generation_prompt=how.add_generation_prompt and not how.continue_final_message,
         continue_final_message=how.continue_final_message,
         tools=offer.tools or None,
@@ -170,6 +174,11 @@ def _tokenizer_for(model: Model, texts: Sequence[str]) -> PromptTokenizer:
     return tokenizer
 
 
+def _has_media(turn: Turn) -> bool:
+    content = turn.get("content")
+    return isinstance(content, list) and any(part["type"] in KINDS for part in content)
+
+
 def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     """Refuse what can be nobody's token id."""
     if any(not 0 <= token_id < 2**32 for token_id in token_ids):
@@ -210,6 +219,6 @@ def _check_content(turn: dict[str, Any], where: str) -> None:
         raise InvalidRequestError("the message has no content", param=where)
     for number, part in enumerate(content if isinstance(content, list) else ()):
         if part["type"] != "text":
-            raise UnsupportedError(f"content of type {part['type']!r} is not supported here", param=f"{where}.{number}")
-        if part.get("text") is None:
+            check_part(part, f"{where}.{number}")
+        elif part.get("text") is None:
             raise InvalidRequestError("the part has no text", param=f"{where}.{number}.text")

@@ -135,7 +135,7 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
     for number, item in enumerate(items):
         where, extra = f"input.{number}", item.model_extra or {}
         if item.type == "message":
-            turn = {"role": item.role, "content": text_of(item.content or "", f"{where}.content", _TEXTS)}
+            turn = {"role": item.role, "content": _content(item.content or "", f"{where}.content")}
             if item.role == "assistant" and turns and turns[-1]["role"] == "assistant" and "content" not in turns[-1]:
                 turns[-1] |= turn
             else:
@@ -154,6 +154,26 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
         else:
             raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)
     return turns
+
+
+def _content(content: Any, where: str) -> Any:
+    """Content as chats have it: text, or parts where there are pictures."""
+    if not isinstance(content, list) or not any(_is_image(part) for part in content):
+        return text_of(content, where, _TEXTS)
+    parts: list[dict[str, Any]] = []
+    for number, part in enumerate(content):
+        if not _is_image(part):
+            parts.append({"type": "text", "text": text_of([part], where, _TEXTS)})
+            continue
+        if not isinstance(part.get("image_url"), str):
+            raise InvalidRequestError("the part has no image_url", param=f"{where}.{number}.image_url")
+        told = {"url": part["image_url"], "detail": part.get("detail") or "auto"}
+        parts.append({"type": "image_url", "image_url": told})
+    return parts
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_image"
 
 
 def _assistant(turns: list[dict[str, Any]]) -> dict[str, Any]:

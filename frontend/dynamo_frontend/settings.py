@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dynamo_frontend.busy import Thresholds
+from dynamo_frontend.media import MediaLimits
 from dynamo_grpc import RouterMode
 from dynamo_grpc.migration import MIGRATION_LIMIT
 
@@ -25,6 +26,7 @@ class FrontendSettings:
     thresholds: Thresholds = field(default_factory=Thresholds)
     has_admin_api: bool = True
     has_page: bool = True
+    media: MediaLimits = field(default_factory=MediaLimits)
     is_strict: bool = False
     grpc_host: str = "127.0.0.1"
     grpc_port: int | None = None

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,9 @@ def test_the_wheel_brings_up_the_mesh(wheel: Path, start: Start, tmp_path: Path)
     )  # fmt: skip
     up.wait_for("running until Ctrl-C", 60)
     assert len(up.output.split("> Tell me about the sea")[1]) > 200
+    for file in ("", "page/app.js", "page/style.css"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/{file}", timeout=10) as answer:
+            assert answer.read()
     up.signal(signal.SIGINT)
     assert up.wait() == 0
 

@@ -1,0 +1,174 @@
+"""Pictures, videos and sounds in chats: what a client may send, and what a worker is given: URLs, or bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dynamo_frontend.fetching import Fetcher
+from dynamo_grpc import InvalidRequestError, TooLargeError, UnsupportedError
+from dynamo_grpc.v1 import inference_pb2 as pb
+from dynamo_grpc.v1 import model_card_pb2
+
+#: Parts of a message that are no text: what they are called in templates and in media types, and to workers.
+KINDS = {
+    "image_url": ("image", pb.MEDIA_KIND_IMAGE),
+    "video_url": ("video", pb.MEDIA_KIND_VIDEO),
+    "audio_url": ("audio", pb.MEDIA_KIND_AUDIO),
+}
+_DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
+#: Base64 that is decoded without a turn for others: some milliseconds. Four characters are three bytes.
+_CHUNK = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What one request may have.
+
+    Attributes:
+        hosts: that may be asked for media, with wildcards; empty means all with public addresses.
+    """
+
+    max_items: int = 16
+    max_bytes: int = 32 * 1024 * 1024
+    hosts: Sequence[str] = ()
+    timeout_s: float = 10.0
+
+
+class Found(NamedTuple):
+    """A part of a chat that is no text, and its place in the request."""
+
+    part: dict[str, Any]
+    where: str
+
+    @property
+    def url(self) -> str:
+        """Where it is, or the data itself."""
+        return str(self.part[self.part["type"]]["url"])
+
+
+class Media:
+    """Makes media items of parts."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self._limits = limits
+        self._fetcher = Fetcher(limits.hosts, limits.max_bytes, limits.timeout_s)
+
+    async def take(self, turns: Sequence[dict[str, Any]], card: model_card_pb2.ModelCard) -> list[pb.MediaItem]:
+        """The media of a chat, in order. Data goes out of the chat: templates would write it into the prompt.
+
+        Raises:
+            UnsupportedError: the worker takes none.
+            InvalidRequestError: one can't be had, or is none of its kind; names its place.
+        """
+        found = list(_found(turns))
+        if not found:
+            return []
+        if "media" not in card.capabilities:
+            kind = KINDS[found[0].part["type"]][0]
+            text = f"model {card.name!r} takes no {kind}s: its worker does not declare the capability 'media'"
+            raise UnsupportedError(text, param=found[0].where)
+        if len(found) > self._limits.max_items:
+            text = f"the chat has {len(found)} pictures, videos and sounds: at most {self._limits.max_items}"
+            raise InvalidRequestError(text, param=found[self._limits.max_items].where)
+        wants_bytes = "media_bytes" in card.capabilities
+        takes_text = card.model_input == model_card_pb2.MODEL_INPUT_TEXT
+        items = []
+        for one in found:
+            is_data = one.url[:5].lower() == "data:"
+            if takes_text and not wants_bytes:
+                _check_url(one)  # it stands in the message
+                continue
+            items.append(await self._item(one, wants_bytes=wants_bytes))
+            if is_data:
+                one.part[one.part["type"]] = {**one.part[one.part["type"]], "url": ""}
+        return items
+
+    async def _item(self, found: Found, *, wants_bytes: bool) -> pb.MediaItem:
+        _check_url(found)
+        name, kind = KINDS[found.part["type"]]
+        if match := _DATA.match(found.url):
+            data, mime = await self._decoded(found, match.end()), (match[1] or "").lower()
+        elif wants_bytes:
+            try:
+                data, mime = await self._fetcher.fetch(found.url)
+            except InvalidRequestError as error:
+                raise InvalidRequestError(error.message, param=f"{found.where}.{found.part['type']}.url") from error
+        else:
+            return pb.MediaItem(kind=kind, url=found.url)
+        if mime and mime != "application/octet-stream" and not mime.startswith(f"{name}/"):
+            raise InvalidRequestError(f"what is there is {mime}, no {name}", param=found.where)
+        return pb.MediaItem(kind=kind, data=data, mime_type=mime)
+
+    async def _decoded(self, found: Found, start: int) -> bytes:
+        """The bytes of a data URL; others get their turns meanwhile."""
+        url, limit = found.url, self._limits.max_bytes
+        if (len(url) - start) * 3 // 4 > limit + 2:
+            text = f"the data has more than {limit // 2**20} MiB"
+            raise TooLargeError(text, param=found.where)
+        pieces = []
+        for at in range(start, len(url), _CHUNK):
+            try:
+                pieces.append(base64.b64decode(url[at : at + _CHUNK], validate=True))
+            except binascii.Error as error:
+                raise InvalidRequestError(f"the data is no base64: {error}", param=found.where) from None
+            await asyncio.sleep(0)
+        return b"".join(pieces)
+
+
+def check_part(part: dict[str, Any], where: str) -> None:
+    """Refuse a part that is no text where it isn't what OpenAI's API has.
+
+    Raises:
+        UnsupportedError: nobody knows its type.
+        InvalidRequestError: it has no URL.
+    """
+    kind = part["type"]
+    if kind == "input_audio":  # OpenAI's own: data alone
+        told = part.get("input_audio")
+        if not isinstance(told, dict) or not isinstance(told.get("data"), str):
+            raise InvalidRequestError("the part has no data", param=f"{where}.input_audio.data")
+        part.pop("input_audio")
+        part |= {
+            "type": "audio_url",
+            "audio_url": {"url": f"data:audio/{told.get('format') or 'wav'};base64,{told['data']}"},
+        }
+        return
+    if kind not in KINDS:
+        raise UnsupportedError(f"content of type {kind!r} is not supported here", param=where)
+    told = part.get(kind)
+    if isinstance(told, str):
+        told = part[kind] = {"url": told}
+    if not isinstance(told, dict) or not isinstance(told.get("url"), str) or not told["url"]:
+        raise InvalidRequestError("the part has no url", param=f"{where}.{kind}.url")
+
+
+def _found(turns: Sequence[dict[str, Any]]) -> Iterator[Found]:
+    for number, turn in enumerate(turns):
+        content = turn.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if part["type"] in KINDS:
+                yield Found(part, f"messages.{number}.content.{place}")
+
+
+def _check_url(found: Found) -> None:
+    if not found.url.lower().startswith(("http://", "https://")) and not _DATA.match(found.url):
+        text = "a url begins with http:// or https://, or is data:TYPE;base64,…"
+        raise InvalidRequestError(text, param=f"{found.where}.{found.part['type']}.url")
+
+
+def for_template(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns as templates know them: their parts are of type image, video and audio."""
+    made = []
+    for turn in turns:
+        content = turn.get("content")
+        if isinstance(content, list) and any(part["type"] in KINDS for part in content):
+            parts = [{**p, "type": KINDS[p["type"]][0]} if p["type"] in KINDS else p for p in content]
+            turn = {**turn, "content": parts}  # noqa: PLW2901
+        made.append(turn)
+    return made
