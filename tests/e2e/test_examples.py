@@ -139,3 +139,13 @@ def test_tools(example: Start, start: Start, cli: Start, env: dict[str, str]) ->
     assert client.wait() == 0
     page = (ROOT / "docs" / "tools.md").read_text()
     assert client.output.strip().splitlines()[-2:] == page.partition("weather\n")[2].partition("\n```")[0].splitlines()
+
+
+def test_pictures(example: Start, cli: Start, env: dict[str, str]) -> None:
+    port = free_port()
+    example("pictures/worker.py").wait_for("worker ready")
+    cli("frontend", "--http-port", str(port), env=env).wait_for("pictures")
+    url = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    answer = ask(port, "chat/completions", {"model": "pictures", "messages": messages})
+    assert answer["message"]["content"] == "GIF, 1 x 1\n"

@@ -272,7 +272,7 @@ def test_a_static_list_needs_no_registry(cli: Start, tmp_path: Path) -> None:
     [
         (
             ["worker", "tinny"],
-            "no worker 'tinny': there are 'echo', 'hello_world', 'tiny', or give FILE.py or MODULE:CLASS (did you mean 'tiny'?)",
+            "no worker 'tinny': there are 'echo', 'hello_world', 'minilm', 'openai', 'tiny', or give FILE.py or MODULE:CLASS (did you mean 'tiny'?)",
         ),
         (["worker", "nowhere.py"], "no file 'nowhere.py'"),
         (["worker", "json:loads"], "is no worker"),
