@@ -22,8 +22,8 @@ KINDS = {
     "audio_url": ("audio", pb.MEDIA_KIND_AUDIO),
 }
 _DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
-#: Base64 that is decoded without a turn for others: some milliseconds. Four characters are three bytes.
-_CHUNK = 4 * 1024 * 1024
+#: Base64 that is decoded without a turn for others: a millisecond. Four characters are three bytes.
+_CHUNK = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
