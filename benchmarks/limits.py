@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import itertools
+import json
 import os
+import random
 import signal
 import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import uvloop
@@ -26,6 +30,7 @@ from dynamo_grpc.cards import load_model
 from dynamo_grpc.names import EndpointName
 from dynamo_grpc.testing import Mesh
 
+_PICTURES = Path(__file__).resolve().parent.parent / "examples" / "pictures" / "worker.py"
 _SENTENCE = "Tell me something about the sea and its many creatures. "
 
 
@@ -154,11 +159,10 @@ async def cancel_through_a_proxy(count: int = 300) -> None:
             )
 
 
-async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
+async def disturbed(name: str, content: bytes, seconds: float = 12.0, beside: str | Path = "") -> None:
     """The others' time between tokens, without and with a large request."""
-    with running(Ours(0.02)) as ours:
+    with running(Ours(0.02, beside=beside)) as ours:
         url = f"http://{ours.address}/v1/chat/completions"
-        content = body(5, prompt)
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
@@ -181,6 +185,39 @@ async def disturbed(name: str, prompt: str, seconds: float = 12.0) -> None:
             for what, s in zip(("alone", "with it"), seen, strict=True)
         )
         print(f"{name} ({len(content) / 1e6:.1f} MB, again and again) among 64 streams, between tokens {figures}")
+
+
+def picture_body() -> bytes:
+    """A chat with a picture of 10 MB, for the example's worker."""
+    pixels = random.Random(1).randbytes(3 * 1850 * 1850)
+    image = b"P6 1850 1850 255\n" + pixels  # PPM: nothing to compress, and Pillow reads it
+    url = f"data:image/x-portable-pixmap;base64,{base64.b64encode(image).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    return json.dumps({"model": "pictures", "messages": [{"role": "user", "content": parts}]}).encode()
+
+
+async def embeddings(seconds: float = 6.0) -> None:
+    """Texts a second of the worker `minilm`, whose weights must be installed: alone, and batched."""
+    text = "The quick brown fox jumps over the lazy dog and runs along the river until the sun goes down."
+    with running(Ours(0.02, beside="minilm")) as ours:
+        async with httpx.AsyncClient(base_url=f"http://{ours.address}", timeout=60) as client:
+            for streams, texts in ((1, 1), (8, 1), (32, 1), (1, 64)):
+                took: list[float] = []
+                started = time.perf_counter()
+
+                async def ask(texts: int = texts, took: list[float] = took, started: float = started) -> None:
+                    while time.perf_counter() - started < seconds:
+                        at = time.perf_counter()
+                        content = {"model": "all-minilm-l6-v2", "input": [text] * texts}
+                        (await client.post("/v1/embeddings", json=content)).raise_for_status()
+                        took.append(time.perf_counter() - at)
+
+                await asyncio.gather(*(ask() for _ in range(streams)))
+                rate = len(took) * texts / (time.perf_counter() - started)
+                print(
+                    f"embeddings, {streams} at a time of {texts} texts: {rate:.0f} texts/s, "
+                    f"p50 {percentile_ms(took, 50):.0f} ms"
+                )
 
 
 async def figures(streams: int = 64, requests: int = 20) -> None:
@@ -289,8 +326,10 @@ MEASUREMENTS: dict[str, Callable[[], Awaitable[None]]] = {
     "request": request,
     "cancel": cancel,
     "cancel-proxy": cancel_through_a_proxy,
-    "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", _SENTENCE * 4000),
-    "large-request": lambda: disturbed("a request of 40 MB", _SENTENCE * 714_000),
+    "long-prompt": lambda: disturbed("a prompt of 60 000 tokens", body(5, _SENTENCE * 4000)),
+    "large-request": lambda: disturbed("a request of 40 MB", body(5, _SENTENCE * 714_000)),
+    "picture": lambda: disturbed("a picture of 10 MB", picture_body(), beside=_PICTURES),
+    "embeddings": embeddings,
     "growth": growth,
     "figures": figures,
     "many-models": many_models,

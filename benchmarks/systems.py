@@ -136,16 +136,25 @@ class Ours(System):
 
     Args:
         profile: folder for profiles of frontend and worker, if they are to be made.
+        beside: another worker, by its name or file.
     """
 
     def __init__(
-        self, delay_s: float, worker: str = "Pacer", *, processes: int = 1, profile: Path | None = None
+        self,
+        delay_s: float,
+        worker: str = "Pacer",
+        *,
+        processes: int = 1,
+        profile: Path | None = None,
+        beside: str | Path = "",
     ) -> None:
         super().__init__()
         self._profile = profile
         env = {"BENCH_DELAY_S": str(delay_s), "BENCH_MODEL": str(model_folder())}
         env["ETCD_ENDPOINTS"], _ = self._command("registry", "--port", "0", ready=r"ready at (\S+)", env=env)
         _, worker_pid = self._command("worker", f"{HERE / 'worker.py'}:{worker}", ready="worker ready", env=env)
+        if beside:
+            self._command("worker", str(beside), ready="worker ready", env=env)
         more = ["--processes", str(processes)] if processes > 1 else []
         self.address, frontend_pid = self._command(
             "frontend", "--http-port", "0", *more, ready=r"ready at http://(\S+)", env=env

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import exposition
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dynamo_frontend.anthropic import CountRequest
 from dynamo_frontend.asked import request_id_of
@@ -115,7 +115,7 @@ class Frontend:
         """
         handler = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if handler is None:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _with_id(scope, send) if scope["type"] == "http" else send)
             return
         response = await handler(Request(scope, receive))
         await response(scope, receive, send)
@@ -283,6 +283,20 @@ def add_services(server: grpc.aio.Server, ingress: Ingress) -> list[str]:
     control_pb2_grpc.add_ControlServicer_to_server(ControlService(ingress), server)  # type: ignore[abstract]
     add_GRPCInferenceServiceServicer_to_server(OpenInferenceService(ingress), server)  # type: ignore[abstract]
     return [INFERENCE, CONTROL, SERVICE]
+
+
+def _with_id(scope: Scope, send: Send) -> Send:
+    """Answers say the request's id, whatever gives them."""
+    request_id = request_id_of(Request(scope)).encode()
+
+    async def send_with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if not any(name.lower() == b"x-request-id" for name, _ in headers):
+                message = {**message, "headers": [*headers, (b"x-request-id", request_id)]}
+        await send(message)
+
+    return send_with_id
 
 
 def _thresholds_dict(model: Model) -> dict[str, Any]:

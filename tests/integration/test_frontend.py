@@ -72,6 +72,20 @@ async def test_the_openai_client_gets_completions(front: Front) -> None:
     assert by_ids.choices[0].text == whole.choices[0].text
 
 
+async def test_every_answer_has_its_id(front: Front) -> None:
+    ids = {"x-request-id": "mine"}
+    for path in ("/v1/models", "/v1/models/tiny", "/health", "/metrics", "/", "/nowhere", "/debug/requests"):
+        answer = await front.http.get(path, headers=ids)
+        assert answer.headers.get_list("x-request-id") == ["mine"], path
+        assert (await front.http.get(path)).headers["x-request-id"] != "mine"
+    for path, body in (
+        ("/tokenize", {"model": "tiny", "prompt": "x"}),
+        ("/detokenize", {"model": "tiny", "tokens": [5]}),
+    ):
+        answer = await front.post(body, path, headers=ids)
+        assert answer.headers.get_list("x-request-id") == ["mine"], path
+
+
 async def test_models(front: Front) -> None:
     assert [model.id async for model in front.openai.models.list()] == ["tiny"]
     assert (await front.openai.models.retrieve("tiny")).id == "tiny"
