@@ -21,6 +21,7 @@ from dynamo_grpc import (
     OverloadedError,
     UnsupportedError,
 )
+from dynamo_grpc.status import BY_REASON
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -104,3 +105,45 @@ def test_the_openapi_document_is_whole() -> None:
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert chat["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ChatRequest")
     assert set(chat["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+#: OpenAI's type and code of each error, by its reason; clients look at both.
+TOLD = {
+    "CANCELLED": ("invalid_request_error", None),
+    "CARD_MISMATCH": ("invalid_request_error", None),
+    "CONFIGURATION": ("server_error", "configuration"),
+    "CONTEXT_LENGTH_EXCEEDED": ("invalid_request_error", "context_length_exceeded"),
+    "DEADLINE_EXCEEDED": ("server_error", "deadline_exceeded"),
+    "DRAINING": ("service_unavailable", "draining"),
+    "ENDPOINT_NOT_FOUND": ("invalid_request_error", None),
+    "ENGINE_SHUTDOWN": ("service_unavailable", "engine_shutdown"),
+    "FILE_NOT_FOUND": ("invalid_request_error", None),
+    "HANDLER_OUTPUT": ("server_error", "handler_output"),
+    "HTTP": ("invalid_request_error", None),
+    "INSTANCE_LOST": ("service_unavailable", "instance_lost"),
+    "INTERNAL": ("server_error", "internal"),
+    "INVALID_NAME": ("invalid_request_error", None),
+    "INVALID_REQUEST": ("invalid_request_error", None),
+    "MODEL_NOT_FOUND": ("invalid_request_error", "model_not_found"),
+    "NOT_READY": ("service_unavailable", "not_ready"),
+    "NO_INSTANCES": ("service_unavailable", "no_instances"),
+    "OVERLOADED": ("service_unavailable", "overloaded"),
+    "REGISTRY": ("service_unavailable", "registry"),
+    "RESPONSE_TIMEOUT": ("server_error", "response_timeout"),
+    "SLOW_READER": ("invalid_request_error", None),
+    "STREAM_INCOMPLETE": ("server_error", "stream_incomplete"),
+    "TOO_LARGE": ("invalid_request_error", "request_too_large"),
+    "UNSUPPORTED": ("invalid_request_error", "unsupported_value"),
+    "WRONG_INSTANCE": ("service_unavailable", "wrong_instance"),
+}
+
+
+def test_what_errors_are_called() -> None:
+    assert set(TOLD) == set(BY_REASON)
+    for reason, cls in BY_REASON.items():
+        error = cls(422, "x") if issubclass(cls, HttpError) else cls("x")  # type: ignore[arg-type,call-arg]
+        told = json.loads(envelope.body(error, "id"))["error"]
+        assert (told["type"], told["code"]) == TOLD[reason], reason
+    full = OverloadedError("x")
+    full.http_status = 429
+    assert json.loads(envelope.body(full, "id"))["error"]["type"] == "rate_limit_error"
