@@ -60,8 +60,8 @@ async def worker_rows() -> list[Row]:
         names = {name.removesuffix("_total") for name, *_ in counted}
         for family in text_string_to_metric_families(runtime.server.metrics.text().decode()):
             if family.name not in names:
-                has_labels = any(sample.labels for sample in family.samples)
-                counted.append(_row(family, HIERARCHY if has_labels else ()))
+                has = set(family.samples[0].labels)
+                counted.append(_row(family, HIERARCHY if has >= set(HIERARCHY) else tuple(sorted(has))))
     return sorted(counted)
 
 

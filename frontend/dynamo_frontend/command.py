@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_GRPC_PORT = 8001
 _OFF = -1
+#: The endpoint that custom back ends are asked at, if no other is named.
+_BACKEND = "nim.backend.runtime_stats"
 
 
 class _GrpcPort(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic in newer versions alone
@@ -147,7 +149,7 @@ Examples:
     "--custom-backend-metrics-endpoint",
     "Endpoint (namespace.component.endpoint) whose instances are asked for figures of their own, for /metrics.",
     envvar=["DYN_CUSTOM_BACKEND_METRICS_ENDPOINT", "CUSTOM_BACKEND_ENDPOINT"],
-    default="nim.backend.runtime_stats",
+    default=_BACKEND,
 )
 @option(
     "--custom-backend-metrics-polling-interval",
@@ -238,6 +240,8 @@ def frontend(**options: Any) -> None:
         backend_metrics_endpoint=str(EndpointName.parse(options["custom_backend_metrics_endpoint"])),
         backend_metrics_interval_s=options["custom_backend_metrics_polling_interval"],
     )
+    if options["custom_backend_metrics_endpoint"] != _BACKEND and not settings.backend_metrics_interval_s:
+        logger.warning("nobody is asked for figures: give --custom-backend-metrics-polling-interval too")
     if options["grpc_admin_port"] > 0:
         _listen("127.0.0.1", options["grpc_admin_port"], what="channelz").close()
     if options["http_fd"] is None:
