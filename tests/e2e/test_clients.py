@@ -22,12 +22,13 @@ PYTHON = ROOT / ".tools" / "clients" / "bin" / "python"
 
 @pytest.fixture
 def url(cli: Callable[..., Process]) -> str:
-    """A frontend with the tiny model."""
-    worker = cli("worker", "tiny", "--discovery-backend", "static")
-    address = worker.wait_for(r"worker ready at (\S+)")[1]
-    frontend = cli("frontend", "--http-port", "0", "--static", address)
+    """A frontend with the tiny model, and one that calls tools."""
+    names = ("tiny", str(ROOT / "examples" / "tools" / "worker.py"))
+    workers = [cli("worker", name, "--discovery-backend", "static") for name in names]
+    addresses = ",".join(worker.wait_for(r"worker ready at (\S+)")[1] for worker in workers)
+    frontend = cli("frontend", "--http-port", "0", "--static", addresses)
     found = frontend.wait_for(r"ready at (http://\S+)")[1]
-    until(lambda: httpx.get(f"{found}/health").status_code == 200)
+    until(lambda: len(httpx.get(f"{found}/health").json()["models"]) == 2)
     return found
 
 

@@ -1,9 +1,12 @@
 """LangChain's ChatOpenAI and LiteLLM against a frontend: python frameworks.py URL"""
 
 import asyncio
+import functools
 import sys
 
 import litellm
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 URL = f"{sys.argv[1]}/v1"
@@ -41,6 +44,44 @@ def lite() -> None:
     assert asyncio.run(litellm.acompletion(**options)).choices[0].message.content == text
 
 
+WEATHER = "How is the weather in Lisbon?"
+FUNCTION = {
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+@tool
+def get_weather(city: str) -> str:
+    """The weather of a city."""
+    return f"sunny in {city}"
+
+
+def tools() -> None:
+    model = ChatOpenAI(model="weather", base_url=URL, api_key="none", max_retries=0).bind_tools([get_weather])
+    first = model.invoke(WEATHER)
+    (call,) = first.tool_calls
+    assert (call["name"], call["args"]) == ("get_weather", {"city": "Lisbon"})
+    chunks = list(model.stream(WEATHER))
+    streamed = functools.reduce(lambda a, b: a + b, chunks)
+    assert streamed.tool_calls[0]["args"] == {"city": "Lisbon"}
+    answer = model.invoke([HumanMessage(WEATHER), first, get_weather.invoke(call)])
+    assert answer.content == "It is sunny in Lisbon."
+    options = {
+        "model": "openai/weather", "api_base": URL, "api_key": "none", "num_retries": 0,
+        "messages": [{"role": "user", "content": WEATHER}], "tools": [{"type": "function", "function": FUNCTION}],
+    }  # fmt: skip
+    whole = litellm.completion(**options)
+    built = litellm.stream_chunk_builder(list(litellm.completion(**options, stream=True)))
+    for found in (whole, built):
+        (made,) = found.choices[0].message.tool_calls
+        assert (made.function.name, made.function.arguments) == ("get_weather", '{"city": "Lisbon"}')
+        assert found.choices[0].finish_reason == "tool_calls"
+        assert "weather of Lisbon" in found.choices[0].message.reasoning_content
+
+
 langchain()
 lite()
+tools()
 print("all is well")

@@ -53,5 +53,26 @@ for await (const chunk of endless) {
 assert.ok(count < 4000);
 
 const models = await client.models.list();
-assert.deepEqual(models.data.map((model) => model.id), ["tiny"]);
+assert.deepEqual(models.data.map((model) => model.id).sort(), ["tiny", "weather"]);
+// tools: the client's own loop, which answers calls until there are no more
+const weather = {
+  name: "get_weather",
+  description: "The weather of a city.",
+  parameters: { type: "object", properties: { city: { type: "string" } }, required: ["city"] },
+};
+for (const stream of [false, true]) {
+  const called = [];
+  const runner = client.chat.completions.runTools({
+    model: "weather",
+    stream,
+    messages: [{ role: "user", content: "How is the weather in Lisbon?" }],
+    tools: [{ type: "function", function: { ...weather, parse: JSON.parse, function: ({ city }) => (called.push(city), `sunny in ${city}`) } }],
+  });
+  assert.equal(await runner.finalContent(), "It is sunny in Lisbon.");
+  assert.deepEqual(called, ["Lisbon"]);
+}
+const called = await client.responses.create({ model: "weather", input: "How is the weather in Lisbon?", tools: [{ type: "function", ...weather, strict: false }] });
+assert.equal(called.output.find((item) => item.type === "function_call").arguments, '{"city": "Lisbon"}');
+assert.equal(called.output[0].type, "reasoning");
+
 console.log("all is well");
