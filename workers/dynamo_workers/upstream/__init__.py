@@ -85,5 +85,6 @@ class Registrar:
 async def main(runtime: DistributedRuntime) -> None:
     """Serve the models of the server at OPENAI_BASE_URL until SIGTERM."""
     settings = Settings.from_environment()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request and each poll
     async with Server(settings) as server:
         await Registrar(runtime, server, settings).run()
