@@ -99,7 +99,7 @@ async def test_a_response_with_log_probabilities(front: Front) -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0.content.0"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input.0.content.0"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),

@@ -191,7 +191,7 @@ async def test_a_whole_answer(client: Client) -> None:
         (ask(text="x", mdc_sum="y"), "FAILED_PRECONDITION", "CARD_MISMATCH", "model card y", ""),
         (
             ask(messages=[{"role": "user", "content": [{"image_url": {"url": "u"}}]}]),
-            "UNIMPLEMENTED", "UNSUPPORTED", "image_url is not supported", "messages.0.content.0",
+            "UNIMPLEMENTED", "UNSUPPORTED", "takes no images", "messages.0.content.0",
         ),
         (ask(messages=[{"role": "wizard", "content": [{"text": {"text": "x"}}]}]), "INVALID_ARGUMENT", "INVALID_REQUEST", "the role 'wizard'", "messages.0.role"),
         (ask(token_ids=[5], sampling={"n": 1_000_000}), "INVALID_ARGUMENT", "INVALID_REQUEST", "at most 128", "n"),

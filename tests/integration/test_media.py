@@ -267,8 +267,8 @@ async def test_models_without_eyes(front: Front) -> None:
     assert error["param"] == "messages.0.content.1"
 
 
-async def test_a_large_picture_beside_streams(mesh: Mesh) -> None:
-    """It comes through whole, and streams beside it go on."""
+@pytest.mark.full
+async def test_a_large_picture_comes_through_whole(mesh: Mesh) -> None:
     noise = Image.effect_noise((3200, 3200), 100).convert("RGB")
     data = io.BytesIO()
     noise.save(data, "PNG")
