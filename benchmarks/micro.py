@@ -14,8 +14,8 @@ from typing import Any
 
 from dynamo_frontend.answer import Writer
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.parsers.base import Tools
 from dynamo_frontend.parsers.families import REASONING_PARSERS, TOOL_PARSERS
+from dynamo_frontend.parsers.tools import Tools
 from dynamo_frontend.postprocess import Detokenizer, StopMatcher
 from dynamo_frontend.preparation import prepare
 from dynamo_frontend.preprocess import Part, prepare_chat, shown_of

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from dynamo_frontend.anthropic import MessagesRequest
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Said, Text
-from dynamo_frontend.relay import Piece
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.pieces import Piece
 from dynamo_frontend.shapes import typed_event
 from dynamo_frontend.spelling import Spelling
 from dynamo_grpc.v1 import inference_pb2 as pb

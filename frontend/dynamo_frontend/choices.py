@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 
+from dynamo_frontend.pieces import Piece
 from dynamo_frontend.preprocess import Part
-from dynamo_frontend.relay import Piece
 from dynamo_frontend.schemas import CompletionRequest
 
 

@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from dynamo_frontend.asking import Asking
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.embeddings import ask, prepare_embed
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.messages import Outputs, prepare_message
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Asking
 from dynamo_frontend.writing import whole
 from dynamo_grpc import UnsupportedError
 from dynamo_grpc.lifecycle import State

@@ -13,12 +13,13 @@ from dynamo_frontend import anthropic, envelope
 from dynamo_frontend.answer import Writer
 from dynamo_frontend.anthropic import MessagesRequest
 from dynamo_frontend.anthropic_shape import MessagesShape
+from dynamo_frontend.asking import Asking
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.choices import echoes, select_completion
 from dynamo_frontend.embeddings import EmbeddingsRequest, ask, body_of, prepare_embeddings
+from dynamo_frontend.pieces import Piece
 from dynamo_frontend.preprocess import Part, naming, prepare_chat, prepare_completion, shown_of
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Asking, Piece
 from dynamo_frontend.responses import ResponsesRequest
 from dynamo_frontend.responses_shape import ResponsesShape
 from dynamo_frontend.schemas import Asked, ChatRequest, CompletionRequest, Sampling, StreamOptions

@@ -15,10 +15,10 @@ from dynamo_frontend import envelope
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.media import check_part
 from dynamo_frontend.offers import Offer, Reading, offer_of, reading_of
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning
+from dynamo_frontend.pieces import Piece, join
 from dynamo_frontend.preprocess import Part, Shown, check_stops, naming, split
 from dynamo_frontend.prompts import chat_prompt, check_can_prepare, tokenize
-from dynamo_frontend.relay import Piece, join
 from dynamo_frontend.schemas import Calling, Role, Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 from dynamo_grpc.messages import from_value

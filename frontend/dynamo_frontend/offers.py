@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.parsers.base import Parser, Tools
+from dynamo_frontend.parsers.base import Parser
 from dynamo_frontend.parsers.families import Family
 from dynamo_frontend.parsers.forced import Forced, schema_of
+from dynamo_frontend.parsers.tools import Tools
 from dynamo_frontend.schemas import Calling, json_of
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 from dynamo_grpc.errors import HandlerOutputError

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 from dynamo_frontend.marks import first_of, viable_suffix
-from dynamo_frontend.parsers.base import Arguments, Call, Parser, Reasoning, Said, Text
+from dynamo_frontend.parsers.base import Parser
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Said, Text
 from dynamo_frontend.vocabularies import AnyTokenizer, BytesTokenizer, ByteStream
 
 

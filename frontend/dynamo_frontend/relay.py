@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.parsers.said import Arguments, Call, Said, Text
+from dynamo_frontend.pieces import Piece, said_by
 from dynamo_frontend.postprocess import ChoiceText, Detokenizer, ReadText
 from dynamo_frontend.preprocess import Part, Shown
 from dynamo_frontend.record import Record
@@ -22,30 +21,6 @@ _REASONS = {
     pb.FINISH_REASON_TOOL_CALLS: "tool_calls",
     pb.FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
-
-
-@dataclass(slots=True)
-class Piece:
-    """What is new in one choice, ready to be shown.
-
-    Attributes:
-        token_ids: the tokens of the piece; may be more or fewer than `text` shows (half characters, stop strings).
-        finish: OpenAI's finish reason, in a choice's last piece.
-        stop: the stop string that ended the choice, if one did.
-        num_prompt: so many of the tokens are the prompt's, echoed.
-        info: what the worker said of the choice's end, if it was the one to end it.
-        said: all that the piece says, in order, where that is more than `text`: reasoning, calls of tools.
-    """
-
-    index: int
-    text: str
-    token_ids: Sequence[int]
-    logprobs: pb.Logprobs | None
-    finish: str | None
-    stop: str | None = None
-    num_prompt: int = 0
-    info: pb.FinishInfo | None = None
-    said: Sequence[Said] = ()
 
 
 class Relay:
@@ -243,7 +218,7 @@ class Relay:
         self._num_counted += len(token_ids)
         said: list[Said] = []
         if delta.HasField("reasoning") or delta.tool_calls:  # the worker reads its answer itself
-            said = _said_by(delta)
+            said = said_by(delta)
             self._check_calls(delta.index, said)
         finish = info = None
         if choice.stop is not None:
@@ -281,154 +256,3 @@ class Relay:
             choices = [choice for choice in self._choices.values() if isinstance(choice, ReadText)]
             if self._reading.family.thinks:
                 self.usage.reasoning_tokens = sum(choice.num_reasoning for choice in choices)
-
-
-def _said_by(delta: pb.ChoiceDelta) -> list[Said]:
-    """What a worker says that reads its answer itself."""
-    said: list[Said] = [Reasoning(delta.reasoning)] if delta.reasoning else []
-    for call in delta.tool_calls:
-        if call.name:
-            said.append(Call(call.index, call.id, call.name))
-        if call.arguments:
-            said.append(Arguments(call.index, call.arguments))
-    return said
-
-
-class Relays:
-    """The relays of one answer, side by side: when one fails, all are given up."""
-
-    def __init__(self, relays: Sequence[Relay]) -> None:
-        self._relays = relays
-
-    @property
-    def usage(self) -> pb.Usage:
-        """Of all."""
-        if len(self._relays) == 1:
-            return self._relays[0].usage
-        total = pb.Usage()
-        for relay in self._relays:
-            total.completion_tokens += relay.usage.completion_tokens
-            if relay.counts_prompt:
-                total.prompt_tokens += relay.usage.prompt_tokens
-            for name in ("cached_tokens", "reasoning_tokens"):
-                if relay.usage.HasField(name):  # type: ignore[arg-type]
-                    setattr(total, name, getattr(total, name) + getattr(relay.usage, name))
-        return total
-
-    @property
-    def usage_so_far(self) -> pb.Usage:
-        """Of all, while they run."""
-        for relay in self._relays:
-            relay.settle()
-        return self.usage
-
-    @property
-    def has_output(self) -> bool:
-        """Whether any of them gave anything."""
-        return any(relay.has_output for relay in self._relays)
-
-    @property
-    def num_migrations(self) -> int:
-        """Of all."""
-        return sum(relay.num_migrations for relay in self._relays)
-
-    async def run(self, show: Callable[[list[Piece]], bool], rest: Callable[[], Awaitable[None]]) -> None:
-        """As `Relay.run`, for all of them at once."""
-        if len(self._relays) == 1:
-            await self._relays[0].run(show, rest)
-            return
-        lock = asyncio.Lock()
-
-        async def rest_alone() -> None:
-            async with lock:
-                await rest()
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for relay in self._relays:
-                    tasks.create_task(relay.run(show, rest_alone))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-
-
-class Asking:
-    """Asks a model for one answer: called, it makes the relays, and again when the answer is begun again. To be entered
-    when the prompt is ready; at the end, the tokens of the last relays are counted.
-
-    Attributes:
-        made: the last relays.
-        on_more: told of each output of the first part that is more than a token.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        parts: Sequence[Part],
-        shown: Shown,
-        context: Context,
-        record: Record,
-        mode: RouterMode,
-        instance_id: int | None = None,
-    ) -> None:
-        self._model, self._parts, self._shown, self._context, self._record = model, parts, shown, context, record
-        self._mode, self._instance_id = mode, instance_id
-        self.made = Relays([])
-        self.on_more: Callable[[pb.GenerateResponse], None] | None = None
-
-    def __enter__(self) -> Asking:
-        self._record.prompt_is_ready(self._parts)
-        for part in self._parts:
-            part.message.request_id = self._context.id()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._record.count(self.made.usage)
-
-    def __call__(self) -> Relays:
-        self.made = Relays([self._relay(part) for part in self._parts])
-        return self.made
-
-    def _relay(self, part: Part) -> Relay:
-        relay = Relay(self._model, part, self._shown, self._context, self._record, self._mode, self._instance_id)
-        if part.index == 0:
-            relay.on_more = self.on_more
-        return relay
-
-
-async def collect(relay: Relays) -> list[Piece]:
-    """All pieces of a request, joined."""
-    kept: list[Piece] = []
-
-    def keep(pieces: list[Piece]) -> bool:
-        kept.extend(pieces)
-        return True
-
-    async def rest() -> None: ...
-
-    await relay.run(keep, rest)
-    return join(kept)
-
-
-def join(pieces: Sequence[Piece]) -> list[Piece]:
-    """One piece for each choice, by index."""
-    by_index: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        by_index.setdefault(piece.index, []).append(piece)
-    return [_join(by_index[index]) for index in sorted(by_index)]
-
-
-def _join(pieces: Sequence[Piece]) -> Piece:
-    logprobs = None
-    if any(piece.logprobs is not None for piece in pieces):
-        logprobs = pb.Logprobs()
-        for piece in pieces:
-            if piece.logprobs is not None:
-                logprobs.MergeFrom(piece.logprobs)
-    token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-    last = pieces[-1]
-    text = "".join(piece.text for piece in pieces)
-    said: list[Said] = []
-    if any(piece.said for piece in pieces):
-        for piece in pieces:
-            said += piece.said or ([Text(piece.text)] if piece.text else [])
-    return Piece(last.index, text, token_ids, logprobs, last.finish, last.stop, pieces[0].num_prompt, last.info, said)

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Text
-from dynamo_frontend.relay import Piece
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Text
+from dynamo_frontend.pieces import Piece
 from dynamo_frontend.response_items import CallItem, Item, Message, Thought, Told
 from dynamo_frontend.responses import FunctionChoice, ResponsesRequest, TextOptions
 from dynamo_frontend.shapes import ChatShape, typed_event

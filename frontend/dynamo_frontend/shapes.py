@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from dynamo_frontend.parsers.base import Arguments, Call, Reasoning, Text
-from dynamo_frontend.relay import Piece
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Text
+from dynamo_frontend.pieces import Piece
 from dynamo_frontend.schemas import Asked, Sampling
 from dynamo_frontend.spelling import Spelled, Spelling
 from dynamo_grpc.v1 import inference_pb2 as pb

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from dynamo_frontend.answer import Writer
-from dynamo_frontend.relay import Piece, Relays, collect, join
+from dynamo_frontend.asking import Relays, collect
+from dynamo_frontend.pieces import Piece, join
 from dynamo_frontend.schemas import StreamOptions
 from dynamo_frontend.shapes import Shape
 from dynamo_grpc import MeshError

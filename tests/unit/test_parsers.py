@@ -7,9 +7,11 @@ import json
 import random
 
 import pytest
-from dynamo_frontend.parsers.base import Arguments, Call, Parser, Plain, Reasoning, Said, Text, Tools
+from dynamo_frontend.parsers.base import Parser, Plain
 from dynamo_frontend.parsers.families import REASONING_PARSERS, TOOL_PARSERS, family_of
 from dynamo_frontend.parsers.forced import Forced
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.parsers.tools import Tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

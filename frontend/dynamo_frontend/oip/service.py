@@ -16,14 +16,15 @@ from typing import Any
 import orjson
 from google.protobuf.message import Message
 
+from dynamo_frontend.asking import Asking, Relays
 from dynamo_frontend.catalog import Model
 from dynamo_frontend.choices import echoes, select_completion
 from dynamo_frontend.ingress import Ingress
 from dynamo_frontend.oip import open_inference_pb2 as pb
 from dynamo_frontend.oip import open_inference_pb2_grpc as pb_grpc
+from dynamo_frontend.pieces import Piece, join
 from dynamo_frontend.preprocess import naming, prepare_completion, shown_of
 from dynamo_frontend.record import Record
-from dynamo_frontend.relay import Asking, Piece, Relays, join
 from dynamo_frontend.schemas import CompletionRequest
 from dynamo_frontend.serving import told_of
 from dynamo_frontend.writing import whole

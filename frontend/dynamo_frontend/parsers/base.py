@@ -12,45 +12,18 @@ import random
 import re
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from dynamo_frontend.marks import viable_suffix
+from dynamo_frontend.parsers.said import Arguments, Call, Reasoning, Said, Text
+from dynamo_frontend.parsers.tools import Tools
 
 T = TypeVar("T")
 #: A part of a parser: waits at each yield for more text, and gives a T.
 Steps: TypeAlias = Generator[None, None, T]
 
-
-class Text(NamedTuple):
-    """New text of the answer."""
-
-    text: str
-
-
-class Reasoning(NamedTuple):
-    """New text of what the model thought before it answered."""
-
-    text: str
-
-
-class Call(NamedTuple):
-    """A call of a tool begins; `index` counts the calls of an answer."""
-
-    index: int
-    id: str
-    name: str
-
-
-class Arguments(NamedTuple):
-    """New text of a call's arguments, which are JSON."""
-
-    index: int
-    text: str
-
-
-Said: TypeAlias = Text | Reasoning | Call | Arguments
 
 #: So much white space before a mark is dropped; and a name is no longer than this.
 _MAX_SPACE, _MAX_NAME = 64, 512
@@ -85,57 +58,6 @@ def _before_space(text: str, begin: int, end: int) -> int:
     while end > first and text[end - 1].isspace():
         end -= 1
     return end
-
-
-class Tools:
-    """The functions that a request offers, by name, with the JSON schema of their parameters."""
-
-    def __init__(self, functions: Mapping[str, Mapping[str, Any]]) -> None:
-        self._functions = functions
-
-    @property
-    def names(self) -> Sequence[str]:
-        """All."""
-        return list(self._functions)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._functions
-
-    def schema_of(self, name: str) -> Mapping[str, Any]:
-        """The schema of a tool's parameters."""
-        return self._functions[name] or {"type": "object"}
-
-    def parameters(self, name: str) -> Sequence[str]:
-        """The names of a tool's parameters, in the schema's order."""
-        properties = self._functions.get(name, {}).get("properties")
-        return list(properties) if isinstance(properties, Mapping) else []
-
-    def types_of(self, name: str, parameter: str) -> frozenset[str]:
-        """The JSON types that a parameter may have; empty where the schema doesn't say."""
-        root = self._functions.get(name, {})
-        properties = root.get("properties")
-        return _types(properties.get(parameter) if isinstance(properties, Mapping) else None, root, 0)
-
-
-_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-
-
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> frozenset[str]:
-    if not isinstance(schema, Mapping) or depth > 8:
-        return frozenset()
-    told = schema.get("type")
-    if isinstance(told, (str, list)):
-        return frozenset(one for one in ([told] if isinstance(told, str) else told) if isinstance(one, str))
-    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if isinstance(values, list):
-        return frozenset(_TYPES.get(type(value), "null") for value in values)
-    if isinstance(reference := schema.get("$ref"), str):
-        found: Any = root
-        for part in reference.removeprefix("#/").split("/"):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        return _types(found, root, depth + 1)
-    ways = [one for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list) for one in schema[key]]
-    return frozenset().union(*(_types(one, root, depth + 1) for one in ways))
 
 
 class Thinking(NamedTuple):

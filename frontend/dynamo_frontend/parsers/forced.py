@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dynamo_frontend.parsers.base import Steps, Tools
+from dynamo_frontend.parsers.base import Steps
 from dynamo_frontend.parsers.calls import JsonParser
+from dynamo_frontend.parsers.tools import Tools
 
 
 class Forced(JsonParser):

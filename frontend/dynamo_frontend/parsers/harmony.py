@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dynamo_frontend.parsers.base import Parser, Reasoning, Steps, Text
+from dynamo_frontend.parsers.base import Parser, Steps
+from dynamo_frontend.parsers.said import Reasoning, Text
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
