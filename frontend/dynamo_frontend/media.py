@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dynamo_frontend.fetching import Fetcher
 from dynamo_grpc import InvalidRequestError, TooLargeError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
+
+if TYPE_CHECKING:
+    from dynamo_frontend.fetching import Fetcher
 
 #: Parts of a message that are no text: what they are called in templates and in media types, and to workers.
 KINDS = {
@@ -57,7 +60,6 @@ class Media:
 
     def __init__(self, limits: MediaLimits) -> None:
         self._limits = limits
-        self._fetcher = Fetcher(limits.hosts, limits.max_bytes, limits.timeout_s)
 
     async def take(self, turns: Sequence[dict[str, Any]], card: model_card_pb2.ModelCard) -> list[pb.MediaItem]:
         """The media of a chat, in order. Data goes out of the chat: templates would write it into the prompt.
@@ -88,6 +90,12 @@ class Media:
             if is_data:
                 one.part[one.part["type"]] = {**one.part[one.part["type"]], "url": ""}
         return items
+
+    @functools.cached_property
+    def _fetcher(self) -> Fetcher:
+        from dynamo_frontend.fetching import Fetcher  # who is asked for bytes needs a client, and nobody else
+
+        return Fetcher(self._limits.hosts, self._limits.max_bytes, self._limits.timeout_s)
 
     async def _item(self, found: Found, *, wants_bytes: bool) -> pb.MediaItem:
         _check_url(found)
