@@ -22,6 +22,8 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: So many are fetched at once.
 _MAX_AT_ONCE = 32
+#: Pieces of fewer bytes wait for each other.
+_SMALL = 512
 
 
 class _RefusedError(Exception):
@@ -56,10 +58,37 @@ class _Public(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
+#: Networks that `ipaddress` takes for public though they lead inside, or nowhere.
+_NOT_PUBLIC = [
+    ipaddress.ip_network(text)
+    for text in ("192.0.0.0/24", "192.88.99.0/24", "::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "fec0::/10")
+]
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses of IPv4 within IPv6
+
+
 def _is_public(address: Any) -> bool:
     found = ipaddress.ip_address(str(address).partition("%")[0])
     found = getattr(found, "ipv4_mapped", None) or getattr(found, "sixtofour", None) or found
-    return found.is_global and not found.is_multicast
+    if found in _NAT64:
+        found = ipaddress.ip_address(int(found) & 0xFFFFFFFF)
+    inside = any(found in network for network in _NOT_PUBLIC if network.version == found.version)
+    return found.is_global and not found.is_multicast and not inside
+
+
+def _ascii(url: str) -> str:
+    """A URL as it is sent: other characters as browsers write them.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = (
+        (parts.hostname or "").encode("idna").decode() if ":" not in (parts.hostname or "") else f"[{parts.hostname}]"
+    )
+    user = parts.netloc.rpartition("@")[0]
+    netloc = (f"{user}@" if user else "") + host + (f":{parts.port}" if parts.port is not None else "")
+    path, query = (urllib.parse.quote(part, safe="/%:@!$&'()*+,;=~?-._") for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, netloc, path, query, ""))
 
 
 class Fetcher:
@@ -75,17 +104,18 @@ class Fetcher:
         self._hosts, self._max_bytes, self._timeout_s = hosts, max_bytes, timeout_s
         self._at_once = asyncio.Semaphore(_MAX_AT_ONCE)
 
-    async def fetch(self, url: str) -> tuple[bytes, str]:
+    async def fetch(self, url: str, max_bytes: int) -> tuple[bytes, str]:
         """The bytes at a URL, and their media type; empty if it isn't told.
 
         Raises:
             InvalidRequestError: it isn't fetched; says why.
         """
-        host = urllib.parse.urlsplit(url).hostname or "the host"
+        host = "the url"
         try:
-            async with self._at_once, asyncio.timeout(self._timeout_s):
+            host = urllib.parse.urlsplit(url).hostname or host
+            async with asyncio.timeout(self._timeout_s), self._at_once:
                 async with httpcore.AsyncConnectionPool(network_backend=_Public(self._hosts)) as pool:
-                    return await self._follow(pool, url)
+                    return await self._follow(pool, url, min(max_bytes, self._max_bytes))
         except TimeoutError:
             reason = f"it took longer than {self._timeout_s:g} s"
         except _RefusedError as error:
@@ -94,8 +124,9 @@ class Fetcher:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise InvalidRequestError(f"{host} gave nothing: {reason[:300]}")
 
-    async def _follow(self, pool: httpcore.AsyncConnectionPool, url: str) -> tuple[bytes, str]:
+    async def _follow(self, pool: httpcore.AsyncConnectionPool, url: str, max_bytes: int) -> tuple[bytes, str]:
         for _ in range(_MAX_REDIRECTS + 1):
+            url = _ascii(url)
             self._check(url)
             async with pool.stream("GET", url, headers={"accept": "*/*", "user-agent": "dynamo-grpc"}) as answer:
                 headers = {key.lower(): value for key, value in answer.headers}
@@ -105,14 +136,16 @@ class Fetcher:
                 if answer.status != 200:
                     raise _RefusedError(f"it answered {answer.status}")
                 declared = headers.get(b"content-length", b"")
-                if declared.isdigit() and int(declared) > self._max_bytes:
-                    raise _RefusedError(f"it has more than {self._max_bytes} bytes")
+                if declared.isdigit() and int(declared) > max_bytes:
+                    raise _RefusedError(f"it has more than {max_bytes} bytes")
                 pieces, size = [], 0
                 async for piece in answer.aiter_stream():
                     size += len(piece)
-                    if size > self._max_bytes:
-                        raise _RefusedError(f"it has more than {self._max_bytes} bytes")
+                    if size > max_bytes:
+                        raise _RefusedError(f"it has more than {max_bytes} bytes")
                     pieces.append(piece)
+                    if len(piece) < _SMALL:  # so that a server that drips doesn't keep the loop busy
+                        await asyncio.sleep(0.001)
                 kind = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
                 return b"".join(pieces), kind
         raise _RefusedError(f"it leads on more than {_MAX_REDIRECTS} times")

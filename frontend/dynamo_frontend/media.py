@@ -34,11 +34,13 @@ class MediaLimits:
     """What one request may have.
 
     Attributes:
+        max_total_bytes: of all together; they go to the worker in one message, which has 64 MiB.
         hosts: that may be asked for media, with wildcards; empty means all with public addresses.
     """
 
     max_items: int = 16
     max_bytes: int = 32 * 1024 * 1024
+    max_total_bytes: int = 48 * 1024 * 1024
     hosts: Sequence[str] = ()
     timeout_s: float = 10.0
 
@@ -80,13 +82,15 @@ class Media:
             raise InvalidRequestError(text, param=found[self._limits.max_items].where)
         wants_bytes = "media_bytes" in card.capabilities
         takes_text = card.model_input == model_card_pb2.MODEL_INPUT_TEXT
-        items = []
+        items: list[pb.MediaItem] = []
+        left = self._limits.max_total_bytes
         for one in found:
             is_data = one.url[:5].lower() == "data:"
             if takes_text and not wants_bytes:
                 _check_url(one)  # it stands in the message
                 continue
-            items.append(await self._item(one, wants_bytes=wants_bytes))
+            items.append(await self._item(one, min(left, self._limits.max_bytes), wants_bytes=wants_bytes))
+            left -= len(items[-1].data)
             if is_data:
                 one.part[one.part["type"]] = {**one.part[one.part["type"]], "url": ""}
         return items
@@ -97,28 +101,34 @@ class Media:
 
         return Fetcher(self._limits.hosts, self._limits.max_bytes, self._limits.timeout_s)
 
-    async def _item(self, found: Found, *, wants_bytes: bool) -> pb.MediaItem:
+    async def _item(self, found: Found, limit: int, *, wants_bytes: bool) -> pb.MediaItem:
         _check_url(found)
         name, kind = KINDS[found.part["type"]]
         if match := _DATA.match(found.url):
-            data, mime = await self._decoded(found, match.end()), (match[1] or "").lower()
+            data, mime = await self._decoded(found, match.end(), limit), (match[1] or "").lower()
         elif wants_bytes:
             try:
-                data, mime = await self._fetcher.fetch(found.url)
+                data, mime = await self._fetcher.fetch(found.url, limit)
             except InvalidRequestError as error:
                 raise InvalidRequestError(error.message, param=f"{found.where}.{found.part['type']}.url") from error
         else:
             return pb.MediaItem(kind=kind, url=found.url)
+        if not data:
+            raise InvalidRequestError(f"the {name} is empty", param=found.where)
         if mime and mime != "application/octet-stream" and not mime.startswith(f"{name}/"):
             raise InvalidRequestError(f"what is there is {mime}, no {name}", param=found.where)
         return pb.MediaItem(kind=kind, data=data, mime_type=mime)
 
-    async def _decoded(self, found: Found, start: int) -> bytes:
+    async def _decoded(self, found: Found, start: int, limit: int) -> bytes:
         """The bytes of a data URL; others get their turns meanwhile."""
-        url, limit = found.url, self._limits.max_bytes
+        url = found.url
         if (len(url) - start) * 3 // 4 > limit + 2:
-            text = f"the data has more than {limit // 2**20} MiB"
-            raise TooLargeError(text, param=found.where)
+            allowed = (
+                f"{self._limits.max_bytes / 2**20:.3g} MiB, and {self._limits.max_total_bytes / 2**20:.3g} MiB in all"
+            )
+            raise TooLargeError(f"the data has more bytes than may be: {allowed}", param=found.where)
+        if "=" in url[start:-2]:
+            raise InvalidRequestError("the data is no base64: it goes on behind its end", param=found.where)
         pieces = []
         for at in range(start, len(url), _CHUNK):
             try:
@@ -127,6 +137,35 @@ class Media:
                 raise InvalidRequestError(f"the data is no base64: {error}", param=found.where) from None
             await asyncio.sleep(0)
         return b"".join(pieces)
+
+    async def check(self, given: Sequence[pb.MediaItem], card: model_card_pb2.ModelCard) -> list[pb.MediaItem]:
+        """The media that a client gives by itself, held to the same.
+
+        Raises:
+            InvalidRequestError, UnsupportedError, TooLargeError: as `take`.
+        """
+        names = {kind: part for part, (_, kind) in KINDS.items()}
+        if len(given) > self._limits.max_items:
+            raise InvalidRequestError(f"{len(given)} media items: at most {self._limits.max_items}", param="media")
+        items: list[pb.MediaItem] = []
+        left = self._limits.max_total_bytes
+        for number, item in enumerate(given):
+            where, part = f"media.{number}", names.get(item.kind)
+            if part is None:
+                raise InvalidRequestError("the item has no kind", param=f"{where}.kind")
+            if item.WhichOneof("source") != "url":
+                name = KINDS[part][0]
+                if not item.data or (item.mime_type and not item.mime_type.startswith(f"{name}/")):
+                    raise InvalidRequestError(f"the item has no {name}", param=where)
+                if len(item.data) > min(left, self._limits.max_bytes):
+                    raise TooLargeError("the item has more bytes than may be", param=where)
+                items.append(item)
+            else:
+                found = Found({"type": part, part: {"url": item.url}}, where)
+                wants_bytes = "media_bytes" in card.capabilities
+                items.append(await self._item(found, min(left, self._limits.max_bytes), wants_bytes=wants_bytes))
+            left -= len(items[-1].data)
+        return items
 
 
 def check_part(part: dict[str, Any], where: str) -> None:

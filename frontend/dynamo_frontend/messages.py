@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dynamo_frontend import envelope
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.media import check_part
+from dynamo_frontend.media import KINDS, check_part
 from dynamo_frontend.offers import Offer, Reading, offer_of, reading_of
 from dynamo_frontend.parsers.said import Arguments, Call, Reasoning
 from dynamo_frontend.pieces import Piece, join
@@ -43,6 +43,10 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
     card, message, formatted = model.card, pb.PreprocessedRequest(), ""
     message.CopyFrom(request)
     _check_types(message, model)
+    if message.media and model.media is not None and "media" in card.capabilities:  # else it is refused below
+        given = await model.media.check(message.media, card)
+        message.ClearField("media")
+        message.media.extend(given)
     offer, reading = _offer(message), None
     offer.check(model)
     has_prompt = bool(message.token_ids) + message.HasField("text") + bool(message.messages)
@@ -62,8 +66,7 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
         if message.messages:
             reading = reading_of(model, offer)
             turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
-            if model.media is not None and not message.media:
-                message.media.extend(await model.media.take(turns, card))
+            await _take_media(message, turns, model)
         if not offer.tools:
             message.ClearField("tools")
 
@@ -122,8 +125,7 @@ async def _to_tokens(message: pb.PreprocessedRequest, model: Model, offer: Offer
             token_ids = await tokenize(model, message.text, add_special_tokens=True)
     else:
         turns = [_turn(turn, f"messages.{number}") for number, turn in enumerate(message.messages)]
-        if model.media is not None:
-            message.media.extend(await model.media.take(turns, model.card))
+        await _take_media(message, turns, model)
         with naming("messages"):
             prompt = await chat_prompt(model, turns, Templated(), offer)
         token_ids = prompt.token_ids
@@ -163,6 +165,23 @@ def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
     if message.tool_call_id:
         turn["tool_call_id"] = message.tool_call_id
     return turn
+
+
+async def _take_media(message: pb.PreprocessedRequest, turns: list[dict[str, Any]], model: Model) -> None:
+    """Put the media of a chat into a message; data that stands there leaves the chat."""
+    if model.media is None:
+        return
+    found = await model.media.take(turns, model.card)
+    if found and message.media:
+        raise InvalidRequestError("give pictures in messages or in media, not in both", param="media")
+    message.media.extend(found)
+    if not found:
+        return
+    for turn in message.messages:
+        for part in turn.content:
+            kind = part.WhichOneof("part")
+            if kind in KINDS and getattr(part, kind).url[:5].lower() == "data:":
+                getattr(part, kind).url = ""
 
 
 def _part(part: pb.MessageContent, where: str) -> dict[str, Any]:

@@ -41,4 +41,9 @@ ENTRIES = {
         [("get_time", {}), ("get_weather", {"city": "x"})],
     ),
     "a tool of that name": Entry(f'{BEGIN}{CALL}function{SEP}{{"a": 1}}{CALL_END}{END}', "", [("function", {"a": 1})]),
+    "a call and a broken one": Entry(
+        f"{BEGIN}{CALL}get_time{SEP}{{}}{CALL_END}{CALL}lost text{CALL_END}{END}tail",
+        f"{CALL}lost text{CALL_END}{END}tail",
+        [("get_time", {})],
+    ),
 }

@@ -45,4 +45,9 @@ ENTRIES = {
         "\nSo.",
         [("get_weather", {"city": "Paris"})],
     ),
+    "a call and a broken one": Entry(
+        f'{PARIS}<{D}invoke name="lost\ntext</{D}invoke></{D}function_calls>',
+        f'\n<{D}invoke name="lost\ntext</{D}invoke></{D}function_calls>',
+        [("get_weather", {"city": "Paris", "days": 3})],
+    ),
 }

@@ -68,4 +68,9 @@ ENTRIES = {
         [("write_file", {"content": "x </function> <parameter=a> </tool_call>"})],
     ),
     "no name": Entry("a \n<function=b\n c", "a \n<function=b\n c"),
+    "a bracket left out": Entry(
+        "<function=get_weather>\n<parameter=city\nParis, France\n</parameter>\n</function>",
+        "",
+        [("get_weather", {"city": "Paris, France"})],
+    ),
 }

@@ -229,6 +229,60 @@ async def test_bytes_are_fetched(mesh: Mesh) -> None:
         assert "localhost gave nothing" in error["message"]
         error = await front.error(chat(data_url(b"x" * 300_000)), 413)
         assert error["param"] == "messages.0.content.1"
+        for url in (f"http://localhost:{site.port}/ü", "http://[::1", "http://[not]/", "http://ü.invalid/"):
+            error = await front.error(chat(url), 400)
+            assert error["param"].startswith("messages.0.content.1")
+        assert "/%C3%BC" in site.asked
+        error = await front.error(chat("data:image/png;base64,"), 400)
+        assert "empty" in error["message"]
+        error = await front.error(chat("data:image/png;base64,QQ==QQ=="), 400)
+        assert "base64" in error["message"]
+
+
+def test_addresses_that_lead_inside() -> None:
+    from dynamo_frontend.fetching import _is_public
+
+    for address in (
+        "64:ff9b::a9fe:a9fe", "64:ff9b::7f00:1", "64:ff9b:1::1", "::127.0.0.1", "::ffff:0:127.0.0.1", "fec0::1", "fe80::1%eth0",
+        "192.0.0.8", "192.88.99.1", "127.1.2.3", "100.64.0.1", "224.0.0.1", "2002:7f00:1::", "::1", "fd00::1",
+    ):  # fmt: skip
+        assert not _is_public(address), address
+    for address in ("1.1.1.1", "2606:4700::1", "64:ff9b::101:101", "::ffff:1.1.1.1"):
+        assert _is_public(address), address
+
+
+async def test_media_together_have_a_limit(mesh: Mesh) -> None:
+    from dynamo_frontend.media import MediaLimits
+
+    site = Site({"/a": (200, {"content-type": "image/png"}, b"x" * 60_000)})
+    limits = MediaLimits(max_bytes=100_000, max_total_bytes=150_000, hosts=("localhost",))
+    async with site.running() as base, serving(mesh, example(), media=limits) as front:
+        error = await front.error(chat(*[f"{base}/a"] * 3), 400)
+        assert (error["param"], "more than 30000" in error["message"]) == ("messages.0.content.3.image_url.url", True)
+        error = await front.error(chat(data_url(b"x" * 90_000), data_url(b"x" * 90_000)), 413)
+        assert error["param"] == "messages.0.content.2"
+
+
+async def test_media_that_grpc_clients_give(mesh: Mesh) -> None:
+    png = picture()
+    item: dict[str, Any] = {"kind": pb.MEDIA_KIND_IMAGE, "data": png, "mime_type": "image/png"}
+    words = [{"text": {"text": "?"}}]
+    async with serving(mesh, example(), grpc_port=0) as front, opened(front) as client:
+        turn = pb.ChatMessage(role="user", content=words)
+        assert (await client.answer(ask(messages=[turn], media=[item]))).choices[0].text == "PNG, 3 x 2\n"
+        for wrong, said, where in (
+            ({**item, "data": b"", "url": "file:///etc/passwd"}, "begins with", "media.0.image_url.url"),
+            ({**item, "kind": 0}, "no kind", "media.0.kind"),
+            ({**item, "mime_type": "text/html"}, "no image", "media.0"),
+            ({"kind": pb.MEDIA_KIND_IMAGE}, "no image", "media.0"),
+            ({"kind": pb.MEDIA_KIND_IMAGE, "url": "http://127.0.0.1:1/"}, "not public", "media.0.image_url.url"),
+        ):
+            if "url" in wrong:
+                wrong.pop("data", None)
+            await client.fails(ask(messages=[turn], media=[wrong]), "INVALID_ARGUMENT", "INVALID_REQUEST", said, where)
+        with_part = pb.ChatMessage(role="user", content=[*words, {"image_url": {"url": data_url(png)}}])
+        both = ask(messages=[with_part], media=[item])
+        await client.fails(both, "INVALID_ARGUMENT", "INVALID_REQUEST", "not in both", "media")
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,96 @@ def test_every_option_is_passed_on() -> None:
     assert endpoint_name("tiny") == "tiny"
     assert endpoint_name("a/b") != endpoint_name("a-b")
     assert len(endpoint_name("x" * 300)) < 63
+
+
+class Fake:
+    """A server that answers chats as it is told."""
+
+    def __init__(self) -> None:
+        self.answer, self.num_asked = b"", 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if "/models" in head:
+                body = b'{"object": "list", "data": [{"id": "fake", "object": "model"}]}'
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body) + body)
+            elif "/chat/" in head:
+                self.num_asked += 1
+                writer.write(self.answer)
+            else:
+                writer.write(b"HTTP/1.1 404 X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+
+def stream_of(*chunks: Any) -> bytes:
+    lines = b"".join(
+        b"data: " + (chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode()) + b"\n\n" for chunk in chunks
+    )
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + lines
+
+
+def chunk_of(**delta: Any) -> dict[str, Any]:
+    finish = delta.pop("finish", None)
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "fake", "choices": [choice]}
+
+
+async def test_servers_that_misbehave() -> None:
+    fake = Fake()
+    server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    told = Settings(url, poll_s=0.1, num_retries=2)
+    async with server, Mesh() as outer, front_of(outer, instance_wait_s=0.1) as front, Server(told) as asking:
+        running = asyncio.ensure_future(Registrar(outer.runtime(), asking, told).run())
+        await eventually(lambda: [m.card.name for m in front.frontend.catalog.ready()] == ["fake"])
+        body = {**CHAT, "model": "fake"}
+
+        async def answer(data: bytes, status: int, said: str) -> None:
+            fake.answer = data
+            error = await front.error(body, status)
+            assert said in error["message"], error
+
+        fake.answer = stream_of(chunk_of(content="hello"), chunk_of(finish="stop"), b"[DONE]")
+        assert (await front.post(body)).json()["choices"][0]["message"]["content"] == "hello"
+        fake.answer = stream_of(chunk_of(refusal="no"), chunk_of(finish="strange"), b"[DONE]")
+        whole = (await front.post(body)).json()["choices"][0]
+        assert (whole["message"]["content"], whole["finish_reason"]) == ("no", "stop")
+        await answer(stream_of(chunk_of(content="hello")), 503, "in the middle of an answer")
+        await answer(stream_of(chunk_of(content="hello"), b"[DONE]"), 503, "in the middle of an answer")
+        await answer(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<p>", 503, "in the middle"
+        )
+        await answer(stream_of(b"{not json"), 502, "can't be read")
+        await answer(
+            stream_of({**chunk_of(), "choices": [{"index": -1, "delta": {"content": "x"}}]}), 502, "can't be read"
+        )
+        detail = b'{"detail": "no such thing"}'
+        await answer(
+            b"HTTP/1.1 404 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(detail) + detail,
+            400, "no such thing",
+        )  # fmt: skip
+        for after in ("7", "nan", "inf"):
+            fake.num_asked = 0
+            fake.answer = (
+                f"HTTP/1.1 429 X\r\nretry-after: {after}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
+            )
+            response = await front.post(body)
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+            assert fake.num_asked <= 1  # it was told when to come back
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_its_own_mesh_is_refused() -> None:
+    async with Mesh() as mesh, front_of(mesh) as front:
+        await mesh.serve_worker(tiny.Tiny())
+        await eventually(front.frontend.catalog.ready)
+        told = Settings(f"{front.url}/v1", poll_s=0.05)
+        async with Server(told) as server:
+            registrar = Registrar(mesh.runtime(), server, told)
+            server.models = lambda: asyncio.sleep(0, ["mirror"])  # type: ignore[method-assign]
+            with pytest.raises(ConfigurationError, match="is a frontend of this mesh"):
+                await asyncio.wait_for(registrar.run(), 10)

@@ -88,6 +88,23 @@ async def test_batches_are_bounded_and_of_like_length() -> None:
     await batches.close()
 
 
+async def test_a_small_request_takes_its_turn_among_large_ones() -> None:
+    seen: list[int] = []
+
+    def compute(rows: Sequence[Sequence[int]]) -> Any:
+        seen.append(len(rows))
+        return np.zeros((len(rows), 1), np.float32)
+
+    batches = Batches(compute)
+    large = asyncio.ensure_future(batches.embed([[1] * 40] * 2048))
+    await asyncio.sleep(0)
+    await batches.embed([[1]])
+    assert len(seen) <= 3
+    assert not large.done()
+    await large
+    await batches.close()
+
+
 async def test_a_failure_is_of_its_batch_alone() -> None:
     def compute(rows: Sequence[Sequence[int]]) -> Any:
         if rows[0][0] == 13:

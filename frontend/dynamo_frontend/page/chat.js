@@ -2,6 +2,7 @@
 const by = (id) => document.getElementById(id);
 const turns = []; // as they are sent: {role, content}
 let running = null; // the AbortController of the answer that comes
+let conversation = 0; // which one it is: what comes late is for nobody
 let offered = "";
 
 export async function showModels() {
@@ -38,6 +39,7 @@ export function startChat() {
 
 function clear() {
   running?.abort();
+  conversation += 1;
   turns.length = 0;
   by("turns").replaceChildren();
   by("again").disabled = true;
@@ -89,6 +91,7 @@ async function answer() {
   let first = null;
   let last = started;
   let asked = {};
+  const mine = conversation;
   running = new AbortController();
   setBusy(true);
   try {
@@ -113,7 +116,9 @@ async function answer() {
     parts.fail(error.name === "AbortError" ? "stopped" : error.message, error.name === "AbortError");
   }
   parts.end(asked, first === null ? null : first - started, first === null ? 0 : last - first);
-  if (parts.content) turns.push({ role: "assistant", content: parts.content });
+  if (mine === conversation && (parts.content || parts.finish !== "error")) {
+    turns.push({ role: "assistant", content: parts.content });
+  }
   running = null;
   setBusy(false);
 }
@@ -151,6 +156,11 @@ class Parts {
     this.usage = null;
     this.finish = null;
     this.hasSome = false;
+    this.fresh = "";
+    this.freshThought = "";
+    this.frame = 0;
+    this.made = element("div"); // the calls, in order
+    said.after(this.made);
   }
 
   take(event) {
@@ -161,14 +171,23 @@ class Parts {
       const { content, reasoning_content: thought, tool_calls: calls } = choice.delta ?? {};
       if (content) {
         this.content += content;
-        this.said.append(content);
+        this.fresh += content;
       }
       if (thought) this.think(thought);
       for (const call of calls ?? []) this.call(call);
       this.hasSome ||= Boolean(content || thought || calls);
       this.finish = choice.finish_reason ?? this.finish;
     }
+    this.frame ||= requestAnimationFrame(() => this.show());
+  }
+
+  // Once for each picture that the screen shows: layout costs more than tokens do.
+  show() {
+    this.frame = 0;
     const low = innerHeight + scrollY >= document.body.scrollHeight - 80;
+    if (this.fresh) this.said.append(this.fresh);
+    if (this.freshThought) this.thought.append(this.freshThought);
+    this.fresh = this.freshThought = "";
     if (low) this.turn.scrollIntoView({ block: "end" });
   }
 
@@ -180,14 +199,14 @@ class Parts {
       details.append(this.thought);
       this.said.before(details);
     }
-    this.thought.append(text);
+    this.freshThought += text;
   }
 
   call(delta) {
     const place = (this.calls[delta.index] ??= element("div", { className: "call" }));
     if (delta.function?.name) {
       place.textContent = `${delta.function.name} `;
-      this.said.after(place);
+      this.made.append(place);
     }
     place.append(delta.function?.arguments ?? "");
   }
@@ -198,6 +217,8 @@ class Parts {
   }
 
   end(asked, ttft, took) {
+    cancelAnimationFrame(this.frame);
+    this.show();
     const figures = element("div", { className: "figures" });
     const count = this.usage?.completion_tokens;
     const told = [this.finish];

@@ -28,13 +28,14 @@ class DeepSeek(JsonParser):
             self.attempt()
             mark = _CALLS
             yield from self.skip_space()
-            while (yield from self.match(_CALL)):
-                if not (yield from self._call()):
+            is_broken = False
+            while not is_broken and (yield from self.match(_CALL)):
+                if is_broken := not (yield from self._call()):
                     break
                 mark = self.gap = ""
                 self.attempt()
                 yield from self.skip_space()
-            if (yield from self.match(_CALLS_END)) and not mark:
+            if not is_broken and (yield from self.match(_CALLS_END)) and not mark:
                 self.commit()
             else:
                 self.give_up(mark)

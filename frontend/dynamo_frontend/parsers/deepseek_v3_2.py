@@ -29,16 +29,17 @@ class DeepSeekV32(TaggedParser):
             self.attempt()
             mark = _OPEN
             yield from self.skip_space()
-            while (yield from self.match(_INVOKE)):
+            is_broken = False
+            while not is_broken and (yield from self.match(_INVOKE)):
                 name, end = yield from self.gather('">', "\n")
-                if end != '">' or not name:
+                if is_broken := end != '">' or not name:
                     break
                 self.begin_call(name)
                 yield from self._parameters(name)
                 mark = self.gap = ""
                 self.attempt()
                 yield from self.skip_space()
-            if (yield from self.match(_CLOSE)) and not mark:
+            if not is_broken and (yield from self.match(_CLOSE)) and not mark:
                 self.commit()
             else:
                 self.give_up(mark)

@@ -27,6 +27,7 @@ class Pythonic(JsonParser):
     """Reads lists of calls."""
 
     marks = (_OPEN, _CLOSE)
+    _before = ""  # what is told with the next arguments
 
     def answer(self) -> Steps[None]:
         mark: str | None = ""
@@ -70,27 +71,39 @@ class Pythonic(JsonParser):
         yield from self.skip_space()
         names = iter(self.tools.parameters(name))
         while not (yield from self.match(")")):
-            key = (yield from self._key()) or next(names, "")
-            if not key:
+            self.attempt()
+            key = yield from self._key()
+            if key is None:
+                self.commit()
                 return False
-            self.arguments(f'{mark}"{quoted(key)}": ')
-            if not (yield from self._value(0)):
+            key = key or next(names, "")
+            self._before = f'{mark}"{quoted(key)}": '
+            is_whole = bool(key) and (yield from self._value(0))
+            if self.is_tentative:
+                self._before = ""
+                if (yield from self.char()):  # that is no value: what was told is all, and the rest is text
+                    self.arguments("{}" if mark == "{" else "}")
+                    self.rewind()
+                self.commit()
+                return False
+            if not is_whole:
                 return False
             mark = ", "
             yield from self.skip_space(",")
         self.arguments("{}" if mark == "{" else "}")
         return True
 
-    def _key(self) -> Steps[str]:
-        """The name of an argument that has one; positional ones are named by the schema's order."""
-        self.attempt()
+    def _key(self) -> Steps[str | None]:
+        """The name of an argument; empty for a positional one, None where it is cut."""
         key = yield from self._word()
         yield from self.skip_space()
+        if key and not (yield from self.char()):
+            return None
         if key and (yield from self.match("=")):
-            self.commit()
             yield from self.skip_space()
             return key
         self.rewind()
+        self.attempt()
         return ""
 
     def _word(self) -> Steps[str]:
@@ -107,15 +120,22 @@ class Pythonic(JsonParser):
         if char in ("[", "(", "{") and depth < _MAX_DEPTH:
             return (yield from self._values(depth + 1))
         word = yield from self._word()
-        if not (yield from self.char()):  # more of it may have come
+        if not (yield from self.char()) and word:  # more of it may have come
             self.arguments(word)
             return False
         told = _CONSTANTS.get(word) or _number(word)
         if told is None:
-            self.text(word)
+            if not self.is_tentative:
+                self.text(word)
             return False
         self.arguments(told)
         return True
+
+    def arguments(self, text: str) -> None:
+        if self._before:  # the key goes with the first of its value
+            self.commit()
+            text, self._before = self._before + text, ""
+        super().arguments(text)
 
     def _values(self, depth: int) -> Steps[bool]:
         """A list, a tuple or a dictionary."""

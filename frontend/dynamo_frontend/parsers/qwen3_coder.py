@@ -44,8 +44,8 @@ class Qwen3Coder(TaggedParser):
     def _parameters(self, name: str) -> Steps[None]:
         yield from self.skip_space()
         while (yield from self.match(_PARAMETER)):
-            key, end = yield from self.gather(">", "<")
-            if end != ">":
+            key, end = yield from self.gather(">", "\n")
+            if end is None:
                 break
             end = yield from self.parameter(name, key.strip(), _ENDS)
             if end is None:

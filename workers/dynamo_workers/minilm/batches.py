@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Batches:
 
     def __init__(self, compute: Callable[[Sequence[Row]], Vectors]) -> None:
         self._compute = compute
-        self._waiting: list[_Asked] = []
+        self._waiting: deque[list[_Asked]] = deque()  # of each request its rows; the next one begins the next batch
         self._has_more = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._task = asyncio.ensure_future(self._run())
@@ -45,7 +46,7 @@ class Batches:
         """The vectors of rows, in order. One whose caller is cancelled is left out, if it isn't being computed."""
         loop = asyncio.get_running_loop()
         asked = [_Asked(row, loop.create_future()) for row in rows]
-        self._waiting += asked
+        self._waiting.append(asked)
         self._has_more.set()
         try:
             return np.stack([await one.answer for one in asked])
@@ -74,14 +75,14 @@ class Batches:
                     one.answer.set_result(vector)
 
     def _next_batch(self) -> list[_Asked]:
-        """Rows of like length: the one that has waited longest, and as many others as there is room for."""
-        self._waiting = [one for one in self._waiting if not one.answer.done()]
+        """A row of the request whose turn it is, and as many others of like length as there is room for."""
+        left = [[one for one in rows if not one.answer.done()] for rows in self._waiting]
+        self._waiting = deque(rows for rows in left if rows)
         if not self._waiting:
             return []
-        first = self._waiting[0]
-        by_length = sorted(self._waiting, key=lambda one: len(one.row))
-        at = by_length.index(first)
-        begin = end = at
+        first = self._waiting[0][0]
+        by_length = sorted((one for rows in self._waiting for one in rows), key=lambda one: len(one.row))
+        begin = end = by_length.index(first)
         longest = len(first.row)
         while end + 1 < len(by_length) and (end + 2 - begin) * len(by_length[end + 1].row) <= MAX_TOKENS:
             end += 1
@@ -90,7 +91,8 @@ class Batches:
             begin -= 1
         batch = by_length[begin : end + 1]
         taken = set(map(id, batch))
-        self._waiting = [one for one in self._waiting if id(one) not in taken]
+        rest = [[one for one in rows if id(one) not in taken] for rows in self._waiting]
+        self._waiting = deque(rows for rows in [*rest[1:], rest[0]] if rows)
         return batch
 
     async def close(self) -> None:

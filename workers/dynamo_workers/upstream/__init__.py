@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from dynamo_grpc import DistributedRuntime, dynamo_worker
+from dynamo_grpc import ConfigurationError, DistributedRuntime, dynamo_worker
 from dynamo_workers.upstream.server import Server
 from dynamo_workers.upstream.settings import Settings
 
@@ -57,6 +57,10 @@ class Registrar:
             task = self._served[name] = asyncio.ensure_future(self._server.serve(self._runtime, name))
             task.add_done_callback(lambda done, name=name: self._ended(name, done))
         if self._served:
+            if await self._server.is_of_the_mesh(self._runtime.instance_id):
+                raise ConfigurationError(
+                    f"{self._settings.base_url} is a frontend of this mesh: OPENAI_BASE_URL must name another server"
+                )
             await self._server.ask_metrics()
 
     async def _names(self) -> set[str]:

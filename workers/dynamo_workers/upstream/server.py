@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from dynamo_grpc import (
     EngineShutdown,
     HttpError,
     InvalidRequestError,
+    MeshError,
     ModelInput,
     ModelType,
     OverloadedError,
@@ -42,6 +44,8 @@ _REASONS = {
 #: A server may be silent for so long where a request has no deadline; frontends have limits of their own.
 _LONGEST_S = 3600.0
 _ASK_S = 10.0
+#: Before it is asked again, and twice as long each time.
+_PAUSE_S = 0.2
 _MAX_METRICS = 4 * 1024 * 1024
 
 
@@ -64,7 +68,7 @@ class Server:
             base_url=self._settings.base_url,
             api_key=self._settings.current_key(),
             http_client=self._http,
-            max_retries=self._settings.num_retries,
+            max_retries=0,  # it would also ask again where it was told to come back later
         )
         return self
 
@@ -74,7 +78,7 @@ class Server:
     async def models(self) -> list[str]:
         """The names of its models now."""
         self._client.api_key = self._settings.current_key()
-        page = await self._client.with_options(timeout=_ASK_S, max_retries=0).models.list()
+        page = await self._client.with_options(timeout=_ASK_S).models.list()
         return [model.id async for model in page]
 
     async def serve(self, runtime: DistributedRuntime, model: str) -> None:
@@ -92,6 +96,10 @@ class Server:
                     yield output
             except openai.OpenAIError as error:
                 raise told_of(error, self._settings.base_url) from error
+            except MeshError:
+                raise
+            except (ValueError, TypeError, AttributeError, LookupError) as error:
+                raise _unreadable(self._settings.base_url, error) from error
 
         await runtime.serve(endpoint.name, generate, gives_dicts=False)
 
@@ -103,13 +111,37 @@ class Server:
         headers = {"x-request-id": context.id()}
         body = body_of(request, model)
         create = client.completions.create if request.HasField("text") else client.chat.completions.create
-        async with await create(**body, extra_headers=headers) as chunks:
+        finished: set[int] = set()
+        async with await self._open(lambda: create(**body, extra_headers=headers)) as chunks:
             async for chunk in chunks:
                 if context.is_stopped():
-                    break
+                    return
                 output = output_of(chunk)
+                finished |= {choice.index for choice in output.choices if choice.HasField("finish")}
                 if output.choices or output.HasField("usage"):
                     yield output
+        if len(finished) < max(1, request.sampling_options.n):
+            raise EngineShutdown(f"the server at {self._settings.base_url} ended in the middle of an answer")
+
+    async def _open(self, create: Callable[[], Awaitable[Any]]) -> Any:
+        """Ask, again while the server can't be reached."""
+        for attempt in range(self._settings.num_retries):
+            try:
+                return await create()
+            except openai.APITimeoutError:
+                raise
+            except openai.APIConnectionError:
+                await asyncio.sleep(_PAUSE_S * 2**attempt)
+        return await create()
+
+    async def is_of_the_mesh(self, instance_id: int) -> bool:
+        """Whether the server is a frontend of the very mesh that this instance is in."""
+        try:
+            health = await self._http.get(self._settings.base_url.removesuffix("/v1") + "/health")
+            instances = health.json().get("instances", ())
+            return any(one.get("instance_id") == f"{instance_id:016x}" for one in instances)
+        except (httpx.HTTPError, ValueError, AttributeError, TypeError):
+            return False  # others have no such thing
 
     async def ask_metrics(self) -> None:
         """Take what the server's metrics are now; one that has none isn't asked again."""
@@ -149,7 +181,7 @@ def told_of(error: openai.OpenAIError, base_url: str) -> Exception:
     if isinstance(error, openai.APIConnectionError):
         return EngineShutdown(f"the server at {base_url} can't be reached")  # another worker may reach one
     if not isinstance(error, openai.APIStatusError):
-        return HttpError(502, f"the server at {base_url} answered what can't be read: {error}")
+        return _unreadable(base_url, error)
     text, status = _message(error), error.status_code
     if status in (429, 503, 529):
         return OverloadedError(f"the server has no room: {text}", retry_after_s=_retry_after(error))
@@ -160,9 +192,15 @@ def told_of(error: openai.OpenAIError, base_url: str) -> Exception:
     return HttpError(502 if status < 500 else status, f"the server failed ({status}): {text}")
 
 
+def _unreadable(base_url: str, error: Exception) -> HttpError:
+    return HttpError(
+        502, f"the server at {base_url} answered what can't be read: {type(error).__name__}: {error}"[:500]
+    )
+
+
 def _message(error: openai.APIStatusError) -> str:
     body = error.body
-    told = body.get("message") if isinstance(body, dict) else None
+    told = body.get("message") or body.get("detail") if isinstance(body, dict) else None
     return str(told or error.message)[:1000]
 
 
@@ -173,9 +211,10 @@ def _param(error: openai.APIStatusError) -> str:
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
     try:
-        return float(error.response.headers.get("retry-after", ""))
+        seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
         return None
+    return seconds if 0 <= seconds < _LONGEST_S else None
 
 
 def endpoint_name(model: str) -> str:
@@ -210,15 +249,14 @@ def output_of(chunk: Any) -> pb.GenerateResponse:
 
 
 def _take_delta(delta: pb.ChoiceDelta, said: Any) -> None:
-    if said.content:
-        delta.text = said.content
+    if text := said.content or getattr(said, "refusal", None):
+        delta.text = text
     if reasoning := getattr(said, "reasoning_content", None) or getattr(said, "reasoning", None):
         delta.reasoning = str(reasoning)
     for call in said.tool_calls or ():
         function = call.function
+        name = (function and function.name) or ""
+        call_id = call.id or (f"call_{secrets.token_hex(12)}" if name else "")
         delta.tool_calls.add(
-            index=call.index,
-            id=call.id or "",
-            name=(function and function.name) or "",
-            arguments=(function and function.arguments) or "",
+            index=call.index or 0, id=call_id, name=name, arguments=(function and function.arguments) or ""
         )
