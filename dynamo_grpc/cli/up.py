@@ -121,7 +121,7 @@ class _Up:
         body = f'{{"model":"{models[0]}","stream":true,"messages":[{{"role":"user","content":"{text}"}}]}}'
         click.echo(
             f"\nall ready; try\n  curl -N localhost:{port}/v1/chat/completions"
-            f" -H 'content-type: application/json' -d '{body}'\n"
+            f" -H 'content-type: application/json' -d '{body}'\nor http://localhost:{port} in a browser\n"
         )
         if self._options["ask"]:
             click.echo(f"> {text}")

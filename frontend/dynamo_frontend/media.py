@@ -127,7 +127,7 @@ class Media:
                 f"{self._limits.max_bytes / 2**20:.3g} MiB, and {self._limits.max_total_bytes / 2**20:.3g} MiB in all"
             )
             raise TooLargeError(f"the data has more bytes than may be: {allowed}", param=found.where)
-        if "=" in url[start:-2]:
+        if url.find("=", start, len(url) - 2) >= 0:
             raise InvalidRequestError("the data is no base64: it goes on behind its end", param=found.where)
         pieces = []
         for at in range(start, len(url), _CHUNK):
