@@ -228,9 +228,9 @@ def frontend(**options: Any) -> None:
         has_admin_api=not options["disable_admin_api"],
         has_page=not options["no_page"],
         media=MediaLimits(
-            options["max_media"],
-            options["max_media_mb"] * 1024 * 1024,
-            tuple(filter(None, (host.strip() for host in options["media_hosts"].split(",")))),
+            max_items=options["max_media"],
+            max_bytes=options["max_media_mb"] * 1024 * 1024,
+            hosts=tuple(filter(None, (host.strip() for host in options["media_hosts"].split(",")))),
         ),
         grpc_host=options["host"],
         grpc_port=_grpc_port(options),

@@ -197,6 +197,7 @@ def test_three_workers_share_the_load(cli: Start) -> None:
     assert sorted(instances.count(instance) for instance in set(instances)) == [3, 3, 3]
 
 
+@pytest.mark.full
 def test_start_order_does_not_matter(cli: Start) -> None:
     port, http = free_port(), free_port()
     env = {"ETCD_ENDPOINTS": f"127.0.0.1:{port}", "ETCD_LEASE_TTL": "3"}

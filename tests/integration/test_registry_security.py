@@ -104,7 +104,7 @@ async def test_tokens_that_etcd_forgot_are_renewed(secure: Secure) -> None:
         ({"ETCD_AUTH_PASSWORD": "wrong"}, "authentication failed"),
         pytest.param({"ETCD_AUTH_USERNAME": "limited"}, "permission denied", marks=pytest.mark.full),
         pytest.param({"ETCD_AUTH_CLIENT_CERT": "", "ETCD_AUTH_CLIENT_KEY": ""}, "UNAVAILABLE", marks=pytest.mark.full),
-        ({"ETCD_AUTH_CA": "other"}, "CERTIFICATE_VERIFY_FAILED"),
+        pytest.param({"ETCD_AUTH_CA": "other"}, "CERTIFICATE_VERIFY_FAILED", marks=pytest.mark.full),
     ],
     ids=["password", "permission", "no certificate", "CA"],
 )
