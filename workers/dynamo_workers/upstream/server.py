@@ -43,6 +43,9 @@ _REASONS = {
 }
 #: A server may be silent for so long where a request has no deadline; frontends have limits of their own.
 _LONGEST_S = 3600.0
+#: The deadline's cancel comes first, alone: one that comes while httpcore cleans up after its own timeout leaves the
+#: connection open, and the other server at work.
+_LATE_S = 5.0
 _ASK_S = 10.0
 #: Before it is asked again, and twice as long each time.
 _PAUSE_S = 0.2
@@ -107,7 +110,8 @@ class Server:
         self, request: pb.PreprocessedRequest, context: Context, model: str
     ) -> AsyncIterator[pb.GenerateResponse]:
         """A request's outputs. Leaving closes the connection: that is how the other server learns of it."""
-        client = self._client.with_options(timeout=httpx.Timeout(context.remaining_s() or _LONGEST_S, connect=5.0))
+        silence_s = (context.remaining_s() or _LONGEST_S) + _LATE_S
+        client = self._client.with_options(timeout=httpx.Timeout(silence_s, connect=5.0))
         headers = {"x-request-id": context.id()}
         body = body_of(request, model)
         create = client.completions.create if request.HasField("text") else client.chat.completions.create
