@@ -24,16 +24,17 @@ macro_rules! types {
 }
 
 types! {
-    AudioContent CallRequest CallResponse ChatMessage ChoiceDelta DeliverFrame DeliverRequest DeliveredOutput
-    DeliveredTokens DescribeRequest DescribeResponse DrainRequest DrainResponse EmbedInput EmbedRequest
-    EmbedResponse Embedding FinishInfo GenerateResponse GetFileRequest GetFileResponse GetMetricsRequest
-    GetMetricsResponse GuidedChoice GuidedDecoding ImageContent Instance KvBlock KvBlocksRemoved KvBlocksStored
-    KvCacheCleared KvResyncRequired KvSnapshot ListLorasRequest ListLorasResponse LoadLoraRequest
-    LoadLoraResponse Logprobs Lora MediaItem MessageContent ModelCard ModelFile MultiModalRequest OrcaLoadReport
-    OrcaLoadReportRequest OutputOptions PrefillResult PreprocessedRequest PromptInfo RegistryStatus ResumeState
-    RoutingHints RuntimeConfig SamplingOptions StopConditions StopRequest StopResponse SubscribeKvEventsRequest
-    SubscribeKvEventsResponse TextContent ToolCall TopLogprobs UnloadLoraRequest UnloadLoraResponse Usage
-    VideoContent WatchLoadRequest WatchLoadResponse WorkerInfo
+    AudioContent CallRequest CallResponse ChatMessage ChoiceDelta DeliverFrame DeliverRequest
+    DeliveredOutput DeliveredTokens DescribeRequest DescribeResponse DrainRequest DrainResponse EmbedInput
+    EmbedRequest EmbedResponse Embedding FinishInfo GenerateResponse GetFileRequest GetFileResponse
+    GetMetricsRequest GetMetricsResponse GuidedChoice GuidedDecoding ImageContent Instance KvBlock
+    KvBlocksRemoved KvBlocksStored KvCacheCleared KvResyncRequired KvSnapshot ListLorasRequest
+    ListLorasResponse LoadLoraRequest LoadLoraResponse Logprobs Lora MediaItem MessageContent ModelCard
+    ModelFile MultiModalRequest OrcaLoadReport OrcaLoadReportRequest OutputOptions PrefillResult
+    PreprocessedRequest PromptInfo RegistryStatus ResumeState RoutingHints RuntimeConfig SamplingOptions
+    StopConditions StopRequest StopResponse SubscribeKvEventsRequest SubscribeKvEventsResponse TextContent
+    ToolCall ToolCallDelta TopLogprobs UnloadLoraRequest UnloadLoraResponse Usage VideoContent
+    WatchLoadRequest WatchLoadResponse WorkerInfo
 }
 
 #[test]
