@@ -54,6 +54,34 @@ def prompt_text(request: inference_pb2.PreprocessedRequest) -> str:
     return "".join(part.text.text for part in request.messages[-1].content)
 
 
+def chat_turn(message: inference_pb2.ChatMessage) -> dict[str, Any]:
+    """A message of a chat as OpenAI's API has it; content that is one text is a string."""
+    turn: dict[str, Any] = {"role": message.role}
+    parts = [_chat_part(part) for part in message.content]
+    if len(parts) == 1 and parts[0]["type"] == "text":
+        turn["content"] = parts[0]["text"]
+    elif parts or not message.tool_calls:
+        turn["content"] = parts
+    more = {"name": message.name, "tool_call_id": message.tool_call_id, "reasoning_content": message.reasoning}
+    turn |= {name: value for name, value in more.items() if value}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _chat_part(part: inference_pb2.MessageContent) -> dict[str, Any]:
+    kind = part.WhichOneof("part") or "text"
+    if kind == "text":
+        return {"type": "text", "text": part.text.text}
+    told = {"url": getattr(part, kind).url}
+    if kind == "image_url" and part.image_url.detail:
+        told["detail"] = part.image_url.detail
+    return {"type": kind, kind: told}
+
+
 def to_dict(message: Message) -> dict[str, Any]:
     """A message as a dict: proto field names, only what was set, enums by number, Struct and Value as JSON values."""
     return {field.name: _deep(field, value) for field, value in message.ListFields()}
@@ -70,7 +98,7 @@ def _deep(field: FieldDescriptor, value: Any) -> Any:
 
 def _deep_one(field: FieldDescriptor, value: Any) -> Any:
     if isinstance(value, struct_pb2.Struct):
-        return {key: from_value(item) for key, item in value.fields.items()}
+        return from_struct(value)
     if isinstance(value, struct_pb2.Value):
         return from_value(value)
     if isinstance(value, Message):
@@ -136,11 +164,16 @@ def from_value(value: struct_pb2.Value) -> Any:
         case "bool_value":
             return value.bool_value
         case "struct_value":
-            return {key: from_value(item) for key, item in value.struct_value.fields.items()}
+            return from_struct(value.struct_value)
         case "list_value":
             return [from_value(item) for item in value.list_value.values]
         case _:
             return None
+
+
+def from_struct(value: struct_pb2.Struct) -> dict[str, Any]:
+    """A protobuf Struct as a dict of JSON values."""
+    return {key: from_value(item) for key, item in value.fields.items()}
 
 
 def to_struct(values: Mapping[str, Any]) -> struct_pb2.Struct:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import orjson
 from pydantic import ConfigDict, Field
 
-from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, text_of
+from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, string_of, text_of
 from dynamo_grpc import InvalidRequestError, MeshError, UnsupportedError
 
 _TYPES = {
@@ -135,13 +135,18 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
         match block.get("type"):
             case "tool_result":
                 content = text_of(block.get("content", ""), f"{place}.content")
-                turns.append({"role": "tool", "tool_call_id": _text(block, "tool_use_id", place), "content": content})
+                turns.append(
+                    {"role": "tool", "tool_call_id": string_of(block, "tool_use_id", place), "content": content}
+                )
             case "tool_use" if turn.role == "assistant":
-                function = {"name": _text(block, "name", place), "arguments": json_of(block.get("input") or {}, place)}
-                call = {"id": _text(block, "id", place), "type": "function", "function": function}
+                function = {
+                    "name": string_of(block, "name", place),
+                    "arguments": json_of(block.get("input") or {}, place),
+                }
+                call = {"id": string_of(block, "id", place), "type": "function", "function": function}
                 said.setdefault("tool_calls", []).append(call)
             case "thinking":
-                said["reasoning_content"] = said.get("reasoning_content", "") + _text(block, "thinking", place)
+                said["reasoning_content"] = said.get("reasoning_content", "") + string_of(block, "thinking", place)
             case "redacted_thinking":
                 pass
             case "image":
@@ -163,16 +168,9 @@ def _image(block: dict[str, Any], where: str) -> str:
     if not isinstance(source, dict):
         raise InvalidRequestError("the picture has no source", param=f"{where}.source")
     if source.get("type") == "url":
-        return _text(source, "url", f"{where}.source")
-    kind, data = (_text(source, key, f"{where}.source") for key in ("media_type", "data"))
+        return string_of(source, "url", f"{where}.source")
+    kind, data = (string_of(source, key, f"{where}.source") for key in ("media_type", "data"))
     return f"data:{kind};base64,{data}"
-
-
-def _text(block: dict[str, Any], key: str, where: str) -> str:
-    value = block.get(key)
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{key} must be a string", param=f"{where}.{key}")
-    return value
 
 
 class CountRequest(MessagesRequest):

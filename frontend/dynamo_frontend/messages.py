@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from google.protobuf.struct_pb2 import Value
 from pydantic import ValidationError
 
 from dynamo_frontend import envelope
@@ -21,7 +20,7 @@ from dynamo_frontend.preprocess import Part, Shown, check_stops, naming, split
 from dynamo_frontend.prompts import chat_prompt, check_can_prepare, tokenize
 from dynamo_frontend.schemas import Calling, Role, Templated
 from dynamo_grpc import InvalidRequestError, UnsupportedError
-from dynamo_grpc.messages import from_value
+from dynamo_grpc.messages import chat_turn, from_struct
 from dynamo_grpc.v1 import inference_pb2 as pb
 from dynamo_grpc.v1 import model_card_pb2
 from dynamo_grpc.validation import check_request, makes_vectors_alone
@@ -86,7 +85,7 @@ def _offer(message: pb.PreprocessedRequest) -> Offer:
     if not message.messages:
         raise InvalidRequestError("tools are for chats: give messages", param="tools")
     try:
-        return offer_of(Calling.model_validate(from_value(Value(struct_value=message.tools))))
+        return offer_of(Calling.model_validate(from_struct(message.tools)))
     except ValidationError as error:
         raise envelope.to_mesh_error(error)[0] from None
 
@@ -145,25 +144,16 @@ def _turn(message: pb.ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in _ROLES:
         text = f"the role {message.role!r} is none of {', '.join(_ROLES)}"
         raise InvalidRequestError(text, param=f"{where}.role")
-    turn: dict[str, Any] = {"role": message.role}
-    parts = [_part(part, f"{where}.content.{number}") for number, part in enumerate(message.content)]
-    if len(parts) == 1 and parts[0]["type"] == "text":
-        turn["content"] = parts[0]["text"]
-    elif parts:
-        turn["content"] = parts
-    elif not message.tool_calls:
+    for number, part in enumerate(message.content):
+        if part.WhichOneof("part") is None:
+            raise InvalidRequestError("the part has nothing in it", param=f"{where}.content.{number}")
+    if not message.content and not message.tool_calls:
         raise InvalidRequestError("the message has no content", param=f"{where}.content")
-    if message.name:
-        turn["name"] = message.name
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
-    if message.tool_call_id:
-        turn["tool_call_id"] = message.tool_call_id
+    turn = chat_turn(message)
+    parts = turn.get("content")
+    for number, part in enumerate(parts if isinstance(parts, list) else ()):
+        if part["type"] != "text":
+            check_part(part, f"{where}.content.{number}")
     return turn
 
 
@@ -182,17 +172,6 @@ async def _take_media(message: pb.PreprocessedRequest, turns: list[dict[str, Any
             kind = part.WhichOneof("part")
             if kind in KINDS and getattr(part, kind).url[:5].lower() == "data:":
                 getattr(part, kind).url = ""
-
-
-def _part(part: pb.MessageContent, where: str) -> dict[str, Any]:
-    kind = part.WhichOneof("part")
-    if kind is None:
-        raise InvalidRequestError("the part has nothing in it", param=where)
-    if kind == "text":
-        return {"type": "text", "text": part.text.text}
-    told = {"type": kind, kind: {"url": getattr(part, kind).url}}
-    check_part(told, where)
-    return told
 
 
 class Outputs:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, text_of
+from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, string_of, text_of
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -145,12 +145,12 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
             thoughts = item.content or extra.get("summary") or ""
             _assistant(turns)["reasoning_content"] = text_of(thoughts, f"{where}.{key}", _TEXTS)
         elif item.type == "function_call":
-            name, arguments, call_id = (_text(extra, key, where) for key in ("name", "arguments", "call_id"))
+            name, arguments, call_id = (string_of(extra, key, where) for key in ("name", "arguments", "call_id"))
             call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
             _assistant(turns).setdefault("tool_calls", []).append(call)
         elif item.type == "function_call_output":
             output = text_of(extra.get("output", ""), f"{where}.output", _TEXTS)
-            turns.append({"role": "tool", "tool_call_id": _text(extra, "call_id", where), "content": output})
+            turns.append({"role": "tool", "tool_call_id": string_of(extra, "call_id", where), "content": output})
         else:
             raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)
     return turns
@@ -181,10 +181,3 @@ def _assistant(turns: list[dict[str, Any]]) -> dict[str, Any]:
     if not turns or turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant"})
     return turns[-1]
-
-
-def _text(values: dict[str, Any], key: str, where: str) -> str:
-    value = values.get(key)
-    if not isinstance(value, str):
-        raise InvalidRequestError(f"{key} must be a string", param=f"{where}.{key}")
-    return value

@@ -121,6 +121,18 @@ def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[s
     return "".join(part["text"] for part in content)
 
 
+def string_of(values: Mapping[str, Any], key: str, where: str) -> str:
+    """A string that must be there.
+
+    Raises:
+        InvalidRequestError: it isn't, or is something else; names its place.
+    """
+    value = values.get(key)
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{key} must be a string", param=f"{where}.{key}")
+    return value
+
+
 def json_of(value: Any, param: str) -> str:
     """A client's value as JSON.
 

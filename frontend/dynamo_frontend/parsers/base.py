@@ -322,6 +322,29 @@ class Parser(ABC):
         if (yield from self.char()):
             self.end_call()
 
+    def calls_between(self, opening: str, closing: str, begin: str, call: Callable[[], Steps[bool]]) -> Steps[None]:
+        """Read calls that stand one after another between two marks, of which the opening one is taken; what is no call
+        is text.
+
+        Args:
+            begin: begins each call, and is taken.
+            call: reads what follows; gives whether it was a call.
+        """
+        self.attempt()
+        mark = opening
+        yield from self.skip_space()
+        while (yield from self.match(begin)):
+            if not (yield from call()):
+                self.give_up(mark)
+                return
+            mark = self.gap = ""
+            self.attempt()
+            yield from self.skip_space()
+        if (yield from self.match(closing)) and not mark:
+            self.commit()
+        else:
+            self.give_up(mark)
+
     def make_id(self, name: str) -> str:
         """An id for a call."""
         return "call_" + self.random_name(24)

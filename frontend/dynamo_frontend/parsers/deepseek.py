@@ -1,4 +1,4 @@
-"""DeepSeek V3 and R1 (arguments in a fence), V3.1 (plain), V3.2 (tags, with a value for each parameter).
+"""DeepSeek V3 and R1 (arguments in a fence), and V3.1 (plain).
 
 <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather
 ```json
@@ -25,31 +25,15 @@ class DeepSeek(JsonParser):
 
     def answer(self) -> Steps[None]:
         while (yield from self.text_until(_CALLS)) is not None:
-            self.attempt()
-            mark = _CALLS
-            yield from self.skip_space()
-            is_broken = False
-            while not is_broken and (yield from self.match(_CALL)):
-                if is_broken := not (yield from self._call()):
-                    break
-                mark = self.gap = ""
-                self.attempt()
-                yield from self.skip_space()
-            if not is_broken and (yield from self.match(_CALLS_END)) and not mark:
-                self.commit()
-            else:
-                self.give_up(mark)
+            yield from self.calls_between(_CALLS, _CALLS_END, _CALL, self._call)
 
     def _call(self) -> Steps[bool]:
         name, mark = yield from self.gather(_SEP, _CALL_END)
         if mark != _SEP:
             return False
         yield from self.skip_space()
-        if name.strip() == "function" and (yield from self.char()) not in (
-            "{",
-            "`",
-            "<",
-        ):  # the kind; the name comes now
+        char = yield from self.char()
+        if name.strip() == "function" and char not in ("{", "`", "<"):  # the kind; the name comes now
             name, mark = yield from self.gather("\n", "{", "```", _CALL_END)
             if mark is None:
                 return False

@@ -26,23 +26,15 @@ class DeepSeekV32(TaggedParser):
 
     def answer(self) -> Steps[None]:
         while (yield from self.text_until(_OPEN)) is not None:
-            self.attempt()
-            mark = _OPEN
-            yield from self.skip_space()
-            is_broken = False
-            while not is_broken and (yield from self.match(_INVOKE)):
-                name, end = yield from self.gather('">', "\n")
-                if is_broken := end != '">' or not name:
-                    break
-                self.begin_call(name)
-                yield from self._parameters(name)
-                mark = self.gap = ""
-                self.attempt()
-                yield from self.skip_space()
-            if not is_broken and (yield from self.match(_CLOSE)) and not mark:
-                self.commit()
-            else:
-                self.give_up(mark)
+            yield from self.calls_between(_OPEN, _CLOSE, _INVOKE, self._call)
+
+    def _call(self) -> Steps[bool]:
+        name, end = yield from self.gather('">', "\n")
+        if end != '">' or not name:
+            return False
+        self.begin_call(name)
+        yield from self._parameters(name)
+        return True
 
     def _parameters(self, name: str) -> Steps[None]:
         yield from self.skip_space()
