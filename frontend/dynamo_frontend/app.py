@@ -72,7 +72,9 @@ class Frontend:
         self.ingress = Ingress(settings, self.metrics, self._serving, lambda: self.catalog, add_services)
         self._polling: BackendPolling | None = None
         self._federation = Federation(lambda why: self.metrics.worker_errors.labels(why).inc())
-        self.app = FastAPI(title="dynamo-grpc", version=__version__, lifespan=self._lifespan)
+        self.app = FastAPI(
+            title="dynamo-grpc", version=__version__, lifespan=self._lifespan, docs_url=None, redoc_url=None
+        )
         self._direct = {kind.path: self._serving.handler(kind) for kind in KINDS}
         self._add_routes(self.app)
 

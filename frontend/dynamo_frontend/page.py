@@ -1,4 +1,4 @@
-"""The page at `/`: a playground, and the mesh at a glance. Its files are in the package; all comes from here."""
+"""The page at `/`: a playground, the mesh at a glance, the API's reference. All of it comes from the package."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 
 _FOLDER = Path(__file__).resolve().parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -18,6 +19,7 @@ def add_page(app: FastAPI) -> None:
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             _add(app, "/" if path.name == "index.html" else f"/page/{path.name}", path)
+    app.add_api_route("/docs", lambda: RedirectResponse("/#api"), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _add(app: FastAPI, url: str, path: Path) -> None:

@@ -47,13 +47,14 @@ def test_its_files(cli: Callable[..., Process], env: dict[str, str]) -> None:
     assert "default-src 'self'" in headers["content-security-policy"]
     assert b"<script>" not in body
     assert b"http" not in body.replace(b"http-equiv", b"")  # nothing comes from elsewhere
-    for name in ("app.js", "chat.js", "mesh.js", "style.css", "icon.svg"):
+    for name in ("app.js", "api.js", "chat.js", "mesh.js", "style.css", "icon.svg"):
         status, headers, body = get(f"{base}/page/{name}")
         assert status == 200
         assert body
         again = {"If-None-Match": headers["etag"]}
         assert get(f"{base}/page/{name}", **again)[0] == 304
     assert get(f"{base}/page/../page.py")[0] == 404
+    assert get(f"{base}/docs")[2] == get(f"{base}/")[2]
     assert get(f"http://127.0.0.1:{without}/")[0] == 404
     assert get(f"http://127.0.0.1:{without}/page/app.js")[0] == 404
 

@@ -1,8 +1,9 @@
 // Which view is shown, and whether the frontend answers.
+import { showApi } from "/page/api.js";
 import { startChat, showModels } from "/page/chat.js";
 import { startMesh } from "/page/mesh.js";
 
-const views = ["chat", "mesh"];
+const views = ["chat", "mesh", "api"];
 
 function show() {
   const wanted = views.includes(location.hash.slice(1)) ? location.hash.slice(1) : "chat";
@@ -11,6 +12,7 @@ function show() {
     if (link.hash === `#${wanted}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  if (wanted === "api") showApi();
   if (wanted === "chat") document.getElementById("text").focus();
 }
 

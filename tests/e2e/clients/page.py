@@ -25,6 +25,7 @@ with sync_playwright() as playwright:
     expect(page.locator("#model option")).to_have_count(2)
     expect(page.locator("#text")).to_be_focused()
     page.locator("#model").select_option("tiny")
+    page.locator("#seed").fill("1")
     page.locator("#text").focus()
     page.keyboard.type("Tell me about the sea")
     page.keyboard.press("Enter")
@@ -78,6 +79,17 @@ with sync_playwright() as playwright:
     expect(page.get_by_role("alert")).to_have_count(2)
     page.locator("#more").fill("")
 
+    # the API's reference
+    page.goto(f"{url}docs")
+    operation = page.locator("#operations > details", has_text="/v1/chat/completions")
+    operation.locator("summary").first.press("Enter")
+    expect(operation).to_contain_text("max_completion_tokens")
+    expect(operation).to_contain_text("integer (1 … below 2^32)")
+    field = operation.locator("tr", has=page.get_by_text("messages", exact=True)).first
+    field.locator("summary").first.click()
+    expect(field).to_contain_text("role")
+    page.screenshot(path=f"{folder}/api.png")
+
     # the mesh, and a worker that goes
     page.get_by_role("link", name="Mesh").focus()
     page.keyboard.press("Enter")
@@ -96,7 +108,7 @@ with sync_playwright() as playwright:
     phone = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     phone.goto(url)
     expect(phone.locator("#model option")).to_have_count(1)
-    for view in ("#chat", "#mesh"):
+    for view in ("#chat", "#mesh", "#api"):
         phone.goto(url + view)
         assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     assert phone.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(18, 21, 27)"
