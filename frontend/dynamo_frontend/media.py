@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import pybase64
 
 from dynamo_grpc import InvalidRequestError, TooLargeError, UnsupportedError
 from dynamo_grpc.v1 import inference_pb2 as pb
@@ -25,8 +26,11 @@ KINDS = {
     "audio_url": ("audio", pb.MEDIA_KIND_AUDIO),
 }
 _DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
-#: Base64 that is decoded without a turn for others: a millisecond. Four characters are three bytes.
-_CHUNK = 256 * 1024
+
+
+#: Others get their turns for so long between two steps of milliseconds.
+_TURNS_S = 0.001
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,16 @@ class MediaLimits:
     max_total_bytes: int = 48 * 1024 * 1024
     hosts: Sequence[str] = ()
     timeout_s: float = 10.0
+
+
+class Items(Protocol):
+    """Where media go: a repeated field."""
+
+    def add(self, *, kind: pb.MediaKind, url: str = ..., data: bytes = ..., mime_type: str = ...) -> object:
+        """A new one."""
+
+    def append(self, item: pb.MediaItem) -> None:
+        """A copy of one."""
 
 
 class Found(NamedTuple):
@@ -63,8 +77,11 @@ class Media:
     def __init__(self, limits: MediaLimits) -> None:
         self._limits = limits
 
-    async def take(self, turns: Sequence[dict[str, Any]], card: model_card_pb2.ModelCard) -> list[pb.MediaItem]:
-        """The media of a chat, in order. Data goes out of the chat: templates would write it into the prompt.
+    async def take(self, turns: Sequence[dict[str, Any]], card: model_card_pb2.ModelCard, items: Items) -> bool:
+        """Add the media of a chat, in order. Data goes out of the chat: templates would write it into the prompt.
+
+        Returns:
+            Whether there are any.
 
         Raises:
             UnsupportedError: the worker takes none.
@@ -72,7 +89,7 @@ class Media:
         """
         found = list(_found(turns))
         if not found:
-            return []
+            return False
         if "media" not in card.capabilities:
             kind = KINDS[found[0].part["type"]][0]
             text = f"model {card.name!r} takes no {kind}s: its worker does not declare the capability 'media'"
@@ -82,18 +99,16 @@ class Media:
             raise InvalidRequestError(text, param=found[self._limits.max_items].where)
         wants_bytes = "media_bytes" in card.capabilities
         takes_text = card.model_input == model_card_pb2.MODEL_INPUT_TEXT
-        items: list[pb.MediaItem] = []
         left = self._limits.max_total_bytes
         for one in found:
             is_data = one.url[:5].lower() == "data:"
             if takes_text and not wants_bytes:
                 _check_url(one)  # it stands in the message
                 continue
-            items.append(await self._item(one, min(left, self._limits.max_bytes), wants_bytes=wants_bytes))
-            left -= len(items[-1].data)
+            left -= await self._add(one, items, min(left, self._limits.max_bytes), wants_bytes=wants_bytes)
             if is_data:
                 one.part[one.part["type"]] = {**one.part[one.part["type"]], "url": ""}
-        return items
+        return True
 
     @functools.cached_property
     def _fetcher(self) -> Fetcher:
@@ -101,45 +116,44 @@ class Media:
 
         return Fetcher(self._limits.hosts, self._limits.max_bytes, self._limits.timeout_s)
 
-    async def _item(self, found: Found, limit: int, *, wants_bytes: bool) -> pb.MediaItem:
+    async def _add(self, found: Found, items: Items, limit: int, *, wants_bytes: bool) -> int:
+        """Add an item; gives its bytes. They are large: copied once, and others get their turns around it."""
         _check_url(found)
         name, kind = KINDS[found.part["type"]]
         if match := _DATA.match(found.url):
-            data, mime = await self._decoded(found, match.end(), limit), (match[1] or "").lower()
+            data, mime = self._decoded(found, match.end(), limit), (match[1] or "").lower()
         elif wants_bytes:
             try:
                 data, mime = await self._fetcher.fetch(found.url, limit)
             except InvalidRequestError as error:
                 raise InvalidRequestError(error.message, param=f"{found.where}.{found.part['type']}.url") from error
         else:
-            return pb.MediaItem(kind=kind, url=found.url)
+            items.add(kind=kind, url=found.url)
+            return 0
         if not data:
             raise InvalidRequestError(f"the {name} is empty", param=found.where)
         if mime and mime != "application/octet-stream" and not mime.startswith(f"{name}/"):
             raise InvalidRequestError(f"what is there is {mime}, no {name}", param=found.where)
-        return pb.MediaItem(kind=kind, data=data, mime_type=mime)
+        await asyncio.sleep(_TURNS_S)
+        items.add(kind=kind, data=data, mime_type=mime)
+        await asyncio.sleep(_TURNS_S)
+        return len(data)
 
-    async def _decoded(self, found: Found, start: int, limit: int) -> bytes:
-        """The bytes of a data URL; others get their turns meanwhile."""
+    def _decoded(self, found: Found, start: int, limit: int) -> bytes:
+        """The bytes of a data URL."""
         url = found.url
         if (len(url) - start) * 3 // 4 > limit + 2:
             allowed = (
                 f"{self._limits.max_bytes / 2**20:.3g} MiB, and {self._limits.max_total_bytes / 2**20:.3g} MiB in all"
             )
             raise TooLargeError(f"the data has more bytes than may be: {allowed}", param=found.where)
-        if url.find("=", start, len(url) - 2) >= 0:
-            raise InvalidRequestError("the data is no base64: it goes on behind its end", param=found.where)
-        pieces = []
-        for at in range(start, len(url), _CHUNK):
-            try:
-                pieces.append(base64.b64decode(url[at : at + _CHUNK], validate=True))
-            except binascii.Error as error:
-                raise InvalidRequestError(f"the data is no base64: {error}", param=found.where) from None
-            await asyncio.sleep(0)
-        return b"".join(pieces)
+        try:
+            return pybase64.b64decode(url[start:], validate=True)
+        except binascii.Error as error:
+            raise InvalidRequestError(f"the data is no base64: {error}", param=found.where) from None
 
-    async def check(self, given: Sequence[pb.MediaItem], card: model_card_pb2.ModelCard) -> list[pb.MediaItem]:
-        """The media that a client gives by itself, held to the same.
+    async def check(self, given: Sequence[pb.MediaItem], card: model_card_pb2.ModelCard, items: Items) -> None:
+        """Add the media that a client gives by itself, held to the same.
 
         Raises:
             InvalidRequestError, UnsupportedError, TooLargeError: as `take`.
@@ -147,7 +161,6 @@ class Media:
         names = {kind: part for part, (_, kind) in KINDS.items()}
         if len(given) > self._limits.max_items:
             raise InvalidRequestError(f"{len(given)} media items: at most {self._limits.max_items}", param="media")
-        items: list[pb.MediaItem] = []
         left = self._limits.max_total_bytes
         for number, item in enumerate(given):
             where, part = f"media.{number}", names.get(item.kind)
@@ -160,12 +173,11 @@ class Media:
                 if len(item.data) > min(left, self._limits.max_bytes):
                     raise TooLargeError("the item has more bytes than may be", param=where)
                 items.append(item)
+                left -= len(item.data)
             else:
                 found = Found({"type": part, part: {"url": item.url}}, where)
                 wants_bytes = "media_bytes" in card.capabilities
-                items.append(await self._item(found, min(left, self._limits.max_bytes), wants_bytes=wants_bytes))
-            left -= len(items[-1].data)
-        return items
+                left -= await self._add(found, items, min(left, self._limits.max_bytes), wants_bytes=wants_bytes)
 
 
 def check_part(part: dict[str, Any], where: str) -> None:
@@ -204,7 +216,7 @@ def _found(turns: Sequence[dict[str, Any]]) -> Iterator[Found]:
 
 
 def _check_url(found: Found) -> None:
-    if not found.url.lower().startswith(("http://", "https://")) and not _DATA.match(found.url):
+    if not _HTTP.match(found.url) and not _DATA.match(found.url):
         text = "a url begins with http:// or https://, or is data:TYPE;base64,…"
         raise InvalidRequestError(text, param=f"{found.where}.{found.part['type']}.url")
 

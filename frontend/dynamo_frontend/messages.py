@@ -43,9 +43,8 @@ async def prepare_message(request: pb.PreprocessedRequest, model: Model) -> tupl
     message.CopyFrom(request)
     _check_types(message, model)
     if message.media and model.media is not None and "media" in card.capabilities:  # else it is refused below
-        given = await model.media.check(message.media, card)
         message.ClearField("media")
-        message.media.extend(given)
+        await model.media.check(request.media, card, message.media)
     offer, reading = _offer(message), None
     offer.check(model)
     has_prompt = bool(message.token_ids) + message.HasField("text") + bool(message.messages)
@@ -161,12 +160,11 @@ async def _take_media(message: pb.PreprocessedRequest, turns: list[dict[str, Any
     """Put the media of a chat into a message; data that stands there leaves the chat."""
     if model.media is None:
         return
-    found = await model.media.take(turns, model.card)
-    if found and message.media:
-        raise InvalidRequestError("give pictures in messages or in media, not in both", param="media")
-    message.media.extend(found)
-    if not found:
+    has_own = bool(message.media)
+    if not await model.media.take(turns, model.card, message.media):
         return
+    if has_own:
+        raise InvalidRequestError("give pictures in messages or in media, not in both", param="media")
     for turn in message.messages:
         for part in turn.content:
             kind = part.WhichOneof("part")

@@ -113,7 +113,7 @@ async def prepare_chat(request: ChatRequest, model: Model) -> list[Part]:
     offer.check(model)
     turns = checked_turns(request.messages)
     if model.media is not None:
-        message.media.extend(await model.media.take(turns, model.card))
+        await model.media.take(turns, model.card, message.media)
     if model.card.model_input == model_card_pb2.MODEL_INPUT_TEXT:
         if given := sorted((Templated.model_fields.keys() - Calling.model_fields.keys()) & request.model_fields_set):
             text = f"{given[0]} is about a chat template, and model {model.card.name!r} brings its own"
