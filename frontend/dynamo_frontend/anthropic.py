@@ -7,8 +7,18 @@ from typing import Any, ClassVar, Literal
 import orjson
 from pydantic import ConfigDict, Field
 
-from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, string_of, text_of
-from dynamo_grpc import InvalidRequestError, MeshError, UnsupportedError
+from dynamo_frontend.schemas import (
+    Asked,
+    Body,
+    ChatRequest,
+    Options,
+    check_refused,
+    json_of,
+    string_of,
+    text_of,
+    text_of_part,
+)
+from dynamo_grpc import InvalidRequestError, MeshError
 
 _TYPES = {
     401: "authentication_error",
@@ -128,13 +138,13 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
     turns: list[dict[str, Any]] = []
-    texts: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
     said: dict[str, Any] = {"role": turn.role}
     for number, block in enumerate(turn.content):
         place = f"{where}.{number}"
         match block.get("type"):
             case "tool_result":
-                content = text_of(block.get("content", ""), f"{place}.content")
+                content = _content(block.get("content", ""), f"{place}.content")
                 turns.append(
                     {"role": "tool", "tool_call_id": string_of(block, "tool_use_id", place), "content": content}
                 )
@@ -149,17 +159,30 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
                 said["reasoning_content"] = said.get("reasoning_content", "") + string_of(block, "thinking", place)
             case "redacted_thinking":
                 pass
-            case "image":
-                texts.append({"type": "image_url", "image_url": {"url": _image(block, place)}})
             case _:
-                if block.get("type") != "text" or not isinstance(block.get("text"), str):
-                    raise UnsupportedError(f"content of type {block.get('type')!r} is not supported here", param=place)
-                texts.append(block)
-    if texts or len(said) > 1 or not turns:
-        has_images = any(part["type"] == "image_url" for part in texts)
-        content = texts if has_images else text_of(texts, where)
-        turns.append(said | ({"content": content} if texts or len(said) == 1 else {}))
+                shown.append(_part(block, place))
+    if shown or len(said) > 1 or not turns:
+        turns.append(said | ({"content": _joined(shown)} if shown or len(said) == 1 else {}))
     return turns
+
+
+def _content(content: Any, where: str) -> Any:
+    """What a tool answered."""
+    if not isinstance(content, list):
+        return text_of(content, where)
+    return _joined([_part(block, f"{where}.{number}") for number, block in enumerate(content)])
+
+
+def _joined(parts: list[dict[str, Any]]) -> Any:
+    """Parts where there are pictures, else their text."""
+    return parts if any(part["type"] != "text" for part in parts) else "".join(part["text"] for part in parts)
+
+
+def _part(block: Any, where: str) -> dict[str, Any]:
+    """A block that is shown, as a part of a chat's message."""
+    if isinstance(block, dict) and block.get("type") == "image":
+        return {"type": "image_url", "image_url": {"url": _image(block, where)}, "where": where}
+    return {"type": "text", "text": text_of_part(block, where), "where": where}
 
 
 def _image(block: dict[str, Any], where: str) -> str:

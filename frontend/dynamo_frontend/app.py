@@ -158,7 +158,7 @@ class Frontend:
         try:
             asked = CountRequest.model_validate(await self._json(request)).to_chat()
             model = await self.catalog.find(asked.model)
-            with naming("messages"):
+            with naming("messages", places=asked.places):
                 tokens = await chat_tokens(asked.messages, asked, model)
         except Exception as error:
             return error_response(told_of(error, request_id), request_id, MESSAGES.dialect)

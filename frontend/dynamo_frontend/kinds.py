@@ -107,7 +107,7 @@ class Generating(Kind[R]):
             told, _ = envelope.to_mesh_error(error)
             told.param = self.renamed.get(told.param, told.param)
             raise told from None
-        with naming(self.prompt_field, self.renamed):
+        with naming(self.prompt_field, self.renamed, sampling.places):
             if sampling.stream_options and not body.stream:
                 raise InvalidRequestError("stream_options go with stream: true", param="stream_options")
             parts = await self.prepare(sampling, model)

@@ -250,12 +250,15 @@ def _guide(message: inference_pb2.PreprocessedRequest, request: Sampling, model:
 
 
 @contextlib.contextmanager
-def naming(param: str, renamed: Mapping[str, str] | None = None) -> Iterator[None]:
+def naming(
+    param: str, renamed: Mapping[str, str] | None = None, places: Mapping[str, str] | None = None
+) -> Iterator[None]:
     """Errors name the field of the client's request that is meant.
 
     Args:
         param: the field that has the prompt.
         renamed: fields that have other names in the client's request.
+        places: parts of messages that stand elsewhere there.
     """
     try:
         yield
@@ -269,6 +272,9 @@ def naming(param: str, renamed: Mapping[str, str] | None = None) -> Iterator[Non
         else:
             error.param = error.param.removeprefix("sampling_options.").removeprefix("output_options.")
         error.param = (renamed or {}).get(error.param, error.param)
+        for place, where in (places or {}).items():
+            if error.param == place or error.param.startswith(f"{place}."):
+                error.param = where
         raise
 
 

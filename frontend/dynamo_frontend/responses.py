@@ -6,7 +6,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from dynamo_frontend.schemas import Asked, Body, ChatRequest, Options, check_refused, json_of, string_of, text_of
+from dynamo_frontend.schemas import (
+    Asked,
+    Body,
+    ChatRequest,
+    Options,
+    check_refused,
+    json_of,
+    string_of,
+    text_of,
+    text_of_part,
+)
 from dynamo_grpc import InvalidRequestError, UnsupportedError
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -149,7 +159,7 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
             call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
             _assistant(turns).setdefault("tool_calls", []).append(call)
         elif item.type == "function_call_output":
-            output = text_of(extra.get("output", ""), f"{where}.output", _TEXTS)
+            output = _content(extra.get("output", ""), f"{where}.output")
             turns.append({"role": "tool", "tool_call_id": string_of(extra, "call_id", where), "content": output})
         else:
             raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)
@@ -162,13 +172,12 @@ def _content(content: Any, where: str) -> Any:
         return text_of(content, where, _TEXTS)
     parts: list[dict[str, Any]] = []
     for number, part in enumerate(content):
-        if not _is_image(part):
-            parts.append({"type": "text", "text": text_of([part], where, _TEXTS)})
-            continue
-        if not isinstance(part.get("image_url"), str):
-            raise InvalidRequestError("the part has no image_url", param=f"{where}.{number}.image_url")
-        told = {"url": part["image_url"], "detail": part.get("detail") or "auto"}
-        parts.append({"type": "image_url", "image_url": told})
+        place = f"{where}.{number}"
+        if _is_image(part):
+            told = {"url": string_of(part, "image_url", place), "detail": part.get("detail") or "auto"}
+            parts.append({"type": "image_url", "image_url": told, "where": place})
+        else:
+            parts.append({"type": "text", "text": text_of_part(part, place, _TEXTS), "where": place})
     return parts
 
 

@@ -112,13 +112,21 @@ def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[s
         return content
     if not isinstance(content, list):
         raise InvalidRequestError("content is a string or a list of parts", param=where)
-    for number, part in enumerate(content):
-        if not isinstance(part, dict):
-            raise InvalidRequestError("a part of content is an object", param=f"{where}.{number}")
-        if part.get("type") not in types or not isinstance(part.get("text"), str):
-            text = f"content of type {part.get('type')!r} is not supported here"
-            raise UnsupportedError(text, param=f"{where}.{number}")
-    return "".join(part["text"] for part in content)
+    return "".join(text_of_part(part, f"{where}.{number}", types) for number, part in enumerate(content))
+
+
+def text_of_part(part: Any, where: str, types: Collection[str] = ("text",)) -> str:
+    """The text of one part.
+
+    Raises:
+        UnsupportedError: it is of no type of text; names its place.
+    """
+    if not isinstance(part, dict):
+        raise InvalidRequestError("a part of content is an object", param=where)
+    text = part.get("text")
+    if part.get("type") not in types or not isinstance(text, str):
+        raise UnsupportedError(f"content of type {part.get('type')!r} is not supported here", param=where)
+    return text
 
 
 def string_of(values: Mapping[str, Any], key: str, where: str) -> str:
@@ -163,6 +171,8 @@ def check_refused(asked: BaseModel, refused: Mapping[str, tuple[Any, ...]]) -> N
 class Sampling(Asked):
     """What chat and completions have in common; the second half are extensions that most engines know."""
 
+    _places: dict[str, str] = {}
+
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, lt=2**32)
     temperature: float | None = None
@@ -190,6 +200,11 @@ class Sampling(Asked):
     guided_choice: list[str] | None = Field(None, min_length=1)
     guided_grammar: str | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+
+    @property
+    def places(self) -> Mapping[str, str]:
+        """Where parts of messages stand in the client's request, if that is another API's."""
+        return self._places
 
 
 class Function(Body):
@@ -272,8 +287,15 @@ class ChatRequest(Sampling, Templated):
 
     @classmethod
     def of(cls, **values: Any) -> ChatRequest:
-        """One from another API's request; None is unset."""
-        return cls.model_validate({name: value for name, value in values.items() if value is not None})
+        """One from another API's request; None is unset. A part's `where`, its place there, goes into `places`."""
+        places = {}
+        for number, turn in enumerate(values["messages"]):
+            content = turn.get("content")
+            for index, part in enumerate(content if isinstance(content, list) else ()):
+                places[f"messages.{number}.content.{index}"] = part.pop("where")
+        made = cls.model_validate({name: value for name, value in values.items() if value is not None})
+        made._places = places
+        return made
 
 
 class CompletionRequest(Sampling):

@@ -315,6 +315,47 @@ async def test_wrong_parts(mesh: Mesh, part: Any, param: str, said: str) -> None
         assert (error["param"], said in error["message"]) == (param, True), error
 
 
+async def test_pictures_that_tools_answer_and_places_in_other_apis(mesh: Mesh) -> None:
+    def message(data: bytes) -> dict[str, Any]:
+        source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(data).decode()}
+        result = [{"type": "text", "text": "the screen:"}, {"type": "image", "source": source}]
+        return {
+            "model": "pictures", "max_tokens": 50, "system": "You see.",
+            "messages": [
+                {"role": "user", "content": "look"},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "see", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": result}]},
+            ],
+        }  # fmt: skip
+
+    def response(url: str) -> dict[str, Any]:
+        output = [{"type": "input_text", "text": "the screen:"}, {"type": "input_image", "image_url": url}]
+        return {
+            "model": "pictures", "instructions": "You see.",
+            "input": [
+                {"role": "user", "content": "look"},
+                {"type": "function_call", "name": "see", "arguments": "{}", "call_id": "1"},
+                {"type": "function_call_output", "call_id": "1", "output": output},
+            ],
+        }  # fmt: skip
+
+    async with serving(mesh, example()) as front:
+        answer = (await front.post(message(picture()), "/v1/messages")).json()
+        assert answer["content"][0]["text"] == "PNG, 3 x 2\n"
+        answer = (await front.post(response(data_url(picture())), "/v1/responses")).json()
+        assert answer["output"][0]["content"][0]["text"] == "PNG, 3 x 2\n"
+        wrong = (await front.post(message(b""), "/v1/messages")).json()
+        assert wrong["error"]["message"] == "messages.2.content.0.content.1: the image is empty"
+        error = await front.error(response("ftp://x/y"), 400, "/v1/responses")
+        assert error["param"] == "input.2.output.1"
+        alone = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,#"}]}]
+        error = await front.error({"model": "pictures", "input": alone}, 400, "/v1/responses")
+        assert (error["param"], "no base64" in error["message"]) == ("input.0.content.0", True)
+        alone[0]["content"].append({"type": "input_file", "file_id": "x"})  # type: ignore[attr-defined]
+        error = await front.error({"model": "pictures", "input": alone}, 400, "/v1/responses")
+        assert error["param"] == "input.0.content.1"
+
+
 async def test_models_without_eyes(front: Front) -> None:
     error = await front.error(chat(data_url(picture()), model="tiny"), 400)
     assert "takes no images" in error["message"]
