@@ -34,7 +34,7 @@ from dynamo_frontend.preprocess import naming
 from dynamo_frontend.processes import METRICS_DIR
 from dynamo_frontend.prompts import chat_tokens, prompt_tokens, text_of
 from dynamo_frontend.schemas import BusyRequest, DetokenizeRequest, RouteRequest, TokenizeRequest
-from dynamo_frontend.serving import Serving, error_response, read_json, told_of
+from dynamo_frontend.serving import Serving, error_response, told_of
 from dynamo_frontend.settings import FrontendSettings
 from dynamo_grpc import (
     DistributedRuntime,
@@ -117,10 +117,12 @@ class Frontend:
         """
         handler = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
         if handler is None:
-            await self.app(scope, receive, _with_id(scope, send) if scope["type"] == "http" else send)
+            with self._serving.bodies.held(scope):
+                await self.app(scope, receive, _with_id(scope, send) if scope["type"] == "http" else send)
             return
-        response = await handler(Request(scope, receive))
-        await response(scope, receive, send)
+        with self._serving.bodies.held(scope):
+            response = await handler(Request(scope, receive))
+            await response(scope, receive, send)
 
     def _add_routes(self, app: FastAPI) -> None:
         bodies: dict[str, type[BaseModel]] = {}
@@ -156,7 +158,7 @@ class Frontend:
     async def _count_tokens(self, request: Request) -> Response:
         request_id = request_id_of(request)
         try:
-            asked = CountRequest.model_validate(await self._json(request)).to_chat()
+            asked = CountRequest.model_validate(await self._serving.bodies.read_json(request)).to_chat()
             model = await self.catalog.find(asked.model)
             with naming("messages", places=asked.places):
                 tokens = await chat_tokens(asked.messages, asked, model)
@@ -164,11 +166,8 @@ class Frontend:
             return error_response(told_of(error, request_id), request_id, MESSAGES.dialect)
         return Response(orjson.dumps({"input_tokens": len(tokens)}), media_type="application/json")
 
-    async def _json(self, request: Request) -> Any:
-        return await read_json(request, self._settings.max_body_bytes)
-
     async def _tokenize(self, request: Request) -> dict[str, Any]:
-        body = TokenizeRequest.model_validate(await self._json(request))
+        body = TokenizeRequest.model_validate(await self._serving.bodies.read_json(request))
         if (body.prompt is None) == (body.messages is None):
             raise InvalidRequestError("give prompt or messages", param="prompt")
         model = await self.catalog.find(body.model)
@@ -177,7 +176,7 @@ class Frontend:
         return {"count": len(tokens), "max_model_len": model.card.context_length or None, "tokens": tokens}
 
     async def _detokenize(self, request: Request) -> dict[str, Any]:
-        body = DetokenizeRequest.model_validate(await self._json(request))
+        body = DetokenizeRequest.model_validate(await self._serving.bodies.read_json(request))
         model = await self.catalog.find(body.model)
         return {"prompt": text_of(body.tokens, model)}
 
@@ -191,7 +190,7 @@ class Frontend:
         return self._serving.book.told()
 
     async def _debug_route(self, request: Request) -> dict[str, Any]:
-        body = RouteRequest.model_validate(await self._json(request))
+        body = RouteRequest.model_validate(await self._serving.bodies.read_json(request))
         return explain(await self.catalog.find(body.model), self._settings.router_mode)
 
     async def _get_thresholds(self) -> dict[str, Any]:
@@ -202,7 +201,7 @@ class Frontend:
         if METRICS_DIR in os.environ:
             text = "of several processes only one would hear of it: set the thresholds by the frontend's flags"
             raise UnsupportedError(text)
-        body = BusyRequest.model_validate(await self._json(request))
+        body = BusyRequest.model_validate(await self._serving.bodies.read_json(request))
         model = await self.catalog.find(body.model)
         values = body.model_dump(exclude_unset=True, exclude={"model"})
         self.catalog.set_thresholds(model, replace(model.busy.thresholds, **values))

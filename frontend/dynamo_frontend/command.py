@@ -94,6 +94,12 @@ Examples:
     type=click.IntRange(1),
 )
 @option(
+    "--max-bodies-mb",
+    "The bodies of all running requests together, in MiB; beyond that they are refused and told when to come back.",
+    default=1024,
+    type=click.IntRange(1),
+)
+@option(
     "--instance-wait-s",
     "How long a request for a known model waits for an instance.",
     default=10.0,
@@ -217,6 +223,7 @@ def frontend(**options: Any) -> None:
         namespace=options["namespace"],
         router_mode=RouterMode(options["router_mode"]),
         max_body_bytes=options["max_body_mb"] * 2**20,
+        max_bodies_bytes=options["max_bodies_mb"] * 2**20,
         instance_wait_s=options["instance_wait_s"],
         migration_limit=options["migration_limit"],
         first_output_timeout_s=options["first_output_timeout_s"] or None,

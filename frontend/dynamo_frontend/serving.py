@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,22 +10,21 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 
-from dynamo_frontend import envelope, large_json
+from dynamo_frontend import envelope
 from dynamo_frontend.answer import Answer, Writer
 from dynamo_frontend.asked import headers_of, instance_of, request_id_of, timeout_of
+from dynamo_frontend.bodies import Bodies
 from dynamo_frontend.catalog import Catalog, Model
 from dynamo_frontend.debug import Book, explain
 from dynamo_frontend.kinds import Exchange, Kind, R
 from dynamo_frontend.metrics import Metrics
 from dynamo_frontend.record import Record, shown_name
 from dynamo_frontend.settings import FrontendSettings
-from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, TooLargeError, semconv
+from dynamo_grpc import Context, InvalidRequestError, MeshError, OverloadedError, semconv
 from dynamo_grpc.admission import Drain
 from dynamo_grpc.metadata import printable
 from dynamo_grpc.telemetry import server_span
 
-#: Bytes of a body that takes milliseconds.
-_LARGE = 1024 * 1024
 #: So many workers a header explains.
 _MAX_EXPLAINED = 16
 
@@ -41,11 +39,13 @@ class Serving:
 
     Attributes:
         book: the requests that run now, and the last that failed.
+        bodies: reads those of all requests.
     """
 
     def __init__(self, settings: FrontendSettings, metrics: Metrics, catalog: Callable[[], Catalog]) -> None:
         self._settings, self._metrics, self._catalog = settings, metrics, catalog
         self._drain = Drain()
+        self.bodies = Bodies(settings.max_body_bytes, settings.max_bodies_bytes, settings.overload_status)
         self.book = Book()
 
     @property
@@ -66,7 +66,7 @@ class Serving:
         request_id = request_id_of(request)
         record = Record(self._metrics, request_id, kind.label)
         try:
-            body = kind.schema.model_validate(await read_json(request, self._settings.max_body_bytes))
+            body = kind.schema.model_validate(await self.bodies.read_json(request))
             if self._settings.is_strict and (strange := body.unknown()):
                 raise InvalidRequestError(f"unknown fields: {', '.join(strange)} (--strict)", param=strange[0])
             record.is_stream = body.stream
@@ -162,31 +162,6 @@ class Serving:
         except OverloadedError as error:
             error.http_status = self._settings.overload_status
             raise
-
-
-async def read_json(request: Request, max_bytes: int) -> Any:
-    """The body as a JSON value.
-
-    Raises:
-        TooLargeError: it is larger than the limit; the rest isn't read.
-        InvalidRequestError: it is no JSON.
-    """
-    declared = headers_of(request).get("content-length", "0")
-    body, size = bytearray(), int(declared) if declared.isdigit() else 0
-    if size <= max_bytes:
-        async for piece in request.stream():
-            body += piece
-            if (size := len(body)) > max_bytes:
-                break
-    if size > max_bytes:
-        raise TooLargeError(f"the body is larger than {max_bytes // 2**20} MiB")
-    try:
-        value = large_json.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is no JSON: {error}") from None
-    if len(body) >= _LARGE:
-        await asyncio.sleep(0.001)  # it took milliseconds: others get their turns, in which they take several steps
-    return value
 
 
 def told_of(error: Exception, request_id: str) -> MeshError:

@@ -17,6 +17,7 @@ class FrontendSettings:
     namespace: str = ""
     router_mode: RouterMode = RouterMode.RoundRobin
     max_body_bytes: int = 64 * 1024 * 1024
+    max_bodies_bytes: int = 1024 * 1024 * 1024
     instance_wait_s: float = 10.0
     migration_limit: int = MIGRATION_LIMIT
     first_output_timeout_s: float | None = 120.0

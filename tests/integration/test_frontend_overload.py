@@ -237,3 +237,28 @@ async def test_the_openai_client_comes_back_when_it_is_told(mesh: Mesh) -> None:
         assert [(await task).status_code for task in tasks] == [200, 200]
         with pytest.raises(openai.NotFoundError):  # nobody comes back for that
             await patient.completions.create(model="nobody", prompt="hi")
+
+
+async def test_bodies_together_have_a_limit(mesh: Mesh) -> None:
+    worker = Narrow()
+    async with front_of(mesh, max_bodies_bytes=100_000, overload_status=529) as front:
+        await mesh.serve_worker(worker)
+        await eventually(front.frontend.catalog.ready)
+        serving = front.frontend._serving
+        large = asyncio.ensure_future(ask(front, padding="x" * 40_000))
+        await eventually(lambda: serving.num_running == 1)
+        held = serving.bodies.num_bytes
+        assert held > 40_000
+        for path in ("/v1/completions", "/tokenize"):
+            refused = await front.post({**ASK, "padding": "x" * 80_000}, path)
+            assert (refused.status_code, refused.headers["retry-after"]) == (529, "1")
+            assert "--max-bodies-mb" in refused.json()["error"]["message"]
+        assert (await ask(front, padding="x" * 100_000)).status_code == 413  # it would never have room
+        assert serving.bodies.num_bytes == held
+        small = asyncio.ensure_future(ask(front))
+        await eventually(lambda: serving.num_running == 2)
+        worker.go.set()
+        assert ((await large).status_code, (await small).status_code) == (200, 200)
+        await eventually(lambda: serving.bodies.num_bytes == 0)
+        assert (await front.post({**ASK, "padding": "x" * 80_000}, "/tokenize")).status_code == 200
+        await eventually(lambda: serving.bodies.num_bytes == 0)
