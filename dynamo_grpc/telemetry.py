@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,8 +90,14 @@ def is_recording() -> bool:
 def _is_left_out(context: otel_context.Context) -> bool:
     """Whether a trace is one that isn't recorded: then no span of it is made, which costs more than to look."""
     span = trace.get_current_span(context).get_span_context()
-    sampler = os.environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
-    return span.is_valid and not span.trace_flags.sampled and sampler.startswith("parentbased")
+    return span.is_valid and not span.trace_flags.sampled and _follows_parents(trace.get_tracer_provider())
+
+
+@functools.lru_cache(maxsize=1)
+def _follows_parents(provider: trace.TracerProvider) -> bool:
+    """Whether its sampler does as the span above says; without one, nobody decides otherwise."""
+    sampler = getattr(provider, "sampler", None)
+    return sampler is None or sampler.get_description().startswith("ParentBased")
 
 
 def trace_id() -> str:

@@ -57,6 +57,10 @@ async def mesh(request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
 
 both_servers = pytest.mark.parametrize("front", ["wire", "any ASGI server"], indirect=True)
 both_lanes = pytest.mark.parametrize("mesh", ["delivery", "own call"], indirect=True)
+#: The same for tests of seconds: over the second lane in the full tests.
+both_lanes_long = pytest.mark.parametrize(
+    "mesh", ["delivery", pytest.param("own call", marks=pytest.mark.full)], indirect=True
+)
 
 
 class Process:

@@ -123,6 +123,7 @@ def test_faults_that_there_are_not(cli: Start, env: dict[str, str]) -> None:
     assert "no fault 'explode': there are share, refuse, fail_after" in worker.output
 
 
+@pytest.mark.full
 def test_a_drain_and_then_a_signal_is_one_leaving(cli: Start, env: dict[str, str]) -> None:
     """As with a preStop hook."""
     worker = cli("worker", "tiny", "--inject-faults", "slow_s=0.05", env=env)
@@ -138,6 +139,7 @@ def test_a_drain_and_then_a_signal_is_one_leaving(cli: Start, env: dict[str, str
     assert drain.wait() == 0
 
 
+@pytest.mark.full
 def test_a_signal_to_a_whole_group_is_one_leaving(cli: Start, env: dict[str, str]) -> None:
     """As systemd sends it: the processes get it from the supervisor too."""
     cli("worker", "tiny", "--inject-faults", "slow_s=0.05", env=env).wait_for("worker ready")

@@ -101,6 +101,7 @@ def test_doctor_asks_what_is_no_http_server(cli: Start, env: dict[str, str]) -> 
     assert "Traceback" not in doctor.output
 
 
+@pytest.mark.full
 def test_commands_when_no_registry_is_there(cli: Start) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     env = {"ETCD_ENDPOINTS": endpoint}

@@ -14,7 +14,7 @@ from dynamo_grpc.router import Router
 from dynamo_grpc.runtime import DistributedRuntime
 from dynamo_grpc.testing import Faults, Mesh
 
-from ..conftest import both_lanes, eventually
+from ..conftest import both_lanes, both_lanes_long, eventually
 from .handlers import NAME, collect, toy
 from .test_migration import Counting, read, request
 
@@ -60,7 +60,7 @@ async def test_with_nobody_else_it_is_told_as_a_timeout(mesh: Mesh) -> None:
         await asyncio.wait_for(read(await client.generate(request())), 10)
 
 
-@both_lanes
+@both_lanes_long
 async def test_a_slow_one_that_goes_on_and_a_reader_that_pauses_are_left_alone(mesh: Mesh) -> None:
     await serve_counting(mesh, Faults(slow_s=0.05))
     client = await mesh.client(NAME)

@@ -157,6 +157,7 @@ async def test_values_can_be_replaced(etcd: EtcdRegistry) -> None:
     await view.close()
 
 
+@pytest.mark.full
 async def test_the_lease_is_kept_alive_and_ends_without_its_owner(etcd: EtcdRegistry) -> None:
     view = View.start(etcd, "/k/")
     registration = await etcd.register({"/k/a": b"1"})

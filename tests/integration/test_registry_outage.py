@@ -207,6 +207,7 @@ async def test_leases_that_end_are_taken_anew(store: Store, running: Running) ->
     await running.go_on()
 
 
+@pytest.mark.full
 async def test_a_key_that_is_deleted_or_changed_is_put_back(store: Store, running: Running) -> None:
     (key,) = await running.listed()
     async with store.registry() as other:
@@ -312,6 +313,7 @@ async def test_an_orphan_is_listed_until_its_lease_ends(store: Store) -> None:
         await seen.close()
 
 
+@pytest.mark.full
 async def test_registrations_of_one_process_share_a_stream(store: Store) -> None:
     async with store.registry() as registry:
         streams = 0

@@ -232,6 +232,7 @@ async def test_a_busy_owner_is_asked_twice(
     await connections.close()
 
 
+@pytest.mark.full
 async def test_the_card_of_a_doubted_instance_is_known(describing: Describing) -> None:
     """B is cut off and kept; then A leaves, whose card had held: B's holds from then on."""
     from dynamo_frontend.catalog import Catalog

@@ -14,7 +14,7 @@ from dynamo_grpc.records import to_entries
 from dynamo_grpc.testing import Faults, Mesh
 from dynamo_grpc.v1 import inference_pb2, inference_pb2_grpc, model_card_pb2
 
-from ..conftest import both_lanes, eventually
+from ..conftest import both_lanes, both_lanes_long, eventually
 from .handlers import NAME, collect, toy
 from .test_migration import Counting, read, request
 
@@ -109,7 +109,7 @@ async def test_the_one_that_takes_requests_is_found_among_many_that_do_not(mesh:
         assert await collect(await client.generate(None)) == [1]
 
 
-@both_lanes
+@both_lanes_long
 async def test_waiting_for_a_turn_is_not_silence_and_a_stuck_handler_is(mesh: Mesh) -> None:
     slow, stuck = Faults(slow_s=0.15), Faults()
     runtime = await mesh.serve(NAME, slow.wrap(stuck.wrap(Counting().generate)), toy(10_000), max_concurrent=1)

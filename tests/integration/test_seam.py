@@ -13,7 +13,7 @@ from dynamo_grpc import DistributedRuntime, RouterMode
 from dynamo_grpc.testing import Faults, Mesh
 from dynamo_grpc.worker import model_of, serve_options
 
-from ..conftest import both_lanes, eventually
+from ..conftest import both_lanes, both_lanes_long, eventually
 from .front import CHAT, Front, front_of
 
 CASES: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ async def ask(front: Front, **options: Any) -> dict[str, Any]:
     return seen(response.text)
 
 
-@both_lanes
+@both_lanes_long
 async def test_moved_anywhere(mesh: Mesh) -> None:
     faults = Faults()
     leaving = await serve_two(mesh, faults)
