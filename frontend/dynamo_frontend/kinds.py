@@ -112,6 +112,8 @@ class Generating(Kind[R]):
                 raise InvalidRequestError("stream_options go with stream: true", param="stream_options")
             parts = await self.prepare(sampling, model)
             shown = shown_of(sampling)
+        body.forget()
+        sampling.forget()
         assert model.preparation is not None
         options = (body.stream and sampling.stream_options) or StreamOptions()
         tokenizer = model.preparation.tokenizer

@@ -101,6 +101,12 @@ class Asked(Body):
     def unknown(self) -> list[str]:
         return [name for name in super().unknown() if name not in self.refused]
 
+    def forget(self) -> None:
+        """Let go of the conversation, once it is prepared: pictures are large, and an answer takes its time."""
+        for name in ("messages", "input"):
+            if isinstance(value := getattr(self, name, None), list):
+                value.clear()
+
 
 def text_of(content: str | list[dict[str, Any]], where: str, types: Collection[str] = ("text",)) -> str:
     """The text of a message's content, whole or in parts.
