@@ -144,7 +144,7 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
         place = f"{where}.{number}"
         match block.get("type"):
             case "tool_result":
-                content = _content(block.get("content", ""), f"{place}.content")
+                content = _content(block.get("content") or "", f"{place}.content")
                 turns.append(
                     {"role": "tool", "tool_call_id": string_of(block, "tool_use_id", place), "content": content}
                 )

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import exposition
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from dynamo_frontend.anthropic import CountRequest
@@ -151,6 +152,7 @@ class Frontend:
         document = functools.cache(lambda: describe(app, bodies, {kind.path for kind in KINDS if kind.streams}))
         app.openapi = document  # type: ignore[method-assign]
         app.exception_handler(MeshError)(self._on_error)
+        app.exception_handler(ClientDisconnect)(self._on_error)
         app.exception_handler(ValidationError)(self._on_error)
         app.exception_handler(Exception)(self._on_error)
         app.exception_handler(HTTPException)(self._on_http_error)

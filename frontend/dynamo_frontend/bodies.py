@@ -12,10 +12,12 @@ from fastapi import Request
 
 from dynamo_frontend import large_json
 from dynamo_frontend.asked import headers_of
-from dynamo_grpc import InvalidRequestError, OverloadedError, TooLargeError
+from dynamo_grpc import InvalidRequestError, OverloadedError, RequestCancelledError, TooLargeError
 
-#: Bytes of a body that takes milliseconds.
-_LARGE = 1024 * 1024
+#: Bytes of a body that always has room, and of one that takes milliseconds.
+_SMALL, _LARGE = 64 * 1024, 1024 * 1024
+#: A client that sends nothing of its body for so long is given up.
+STALL_S = 30.0
 _HELD = "dynamo_frontend.held"  # in the ASGI scope
 
 
@@ -24,7 +26,7 @@ class Bodies:
 
     Args:
         max_bytes: of one.
-        max_total_bytes: of all: who has no memory left loses every stream.
+        max_total_bytes: of all, but for small ones: who has no memory left loses every stream.
         overload_status: of the answer where all have too many.
 
     Attributes:
@@ -51,18 +53,13 @@ class Bodies:
         Raises:
             TooLargeError: it is larger than the limit; the rest isn't read.
             OverloadedError: there are too many of them.
+            RequestCancelledError: the client sends no more of it.
             InvalidRequestError: it is no JSON.
         """
         declared = headers_of(request).get("content-length", "0")
-        body, size, held = bytearray(), int(declared) if declared.isdigit() else 0, request.scope[_HELD]
-        if size <= self._max:
-            async for piece in request.stream():
-                body += piece
-                if (size := len(body)) > self._max:
-                    break
-                self._hold(held, len(piece))
-        if size > self._max:
-            raise TooLargeError(f"the body is larger than {self._max // 2**20} MiB")
+        if declared.isdigit() and int(declared) > self._max:
+            raise self._too_large()
+        body = await self._read(request)
         try:
             value = large_json.loads(body)
         except orjson.JSONDecodeError as error:
@@ -70,6 +67,26 @@ class Bodies:
         if len(body) >= _LARGE:
             await asyncio.sleep(0.001)  # it took milliseconds: others get their turns, in which they take several steps
         return value
+
+    async def _read(self, request: Request) -> bytearray:
+        loop, body, held = asyncio.get_running_loop(), bytearray(), request.scope[_HELD]
+        try:
+            async with asyncio.timeout(STALL_S) as limit:
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > self._max:
+                        raise self._too_large()
+                    if len(body) > _SMALL:
+                        self._hold(held, len(body) - held[0])
+                        limit.reschedule(loop.time() + STALL_S)
+        except TimeoutError:
+            error = RequestCancelledError(f"the client sent nothing more of its body for {STALL_S:.0f} s")
+            error.http_status = 408
+            raise error from None
+        return body
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"the body is larger than {self._max / 2**20:g} MiB")
 
     def _hold(self, held: list[int], num_bytes: int) -> None:
         if self.num_bytes + num_bytes > self._max_total:

@@ -7,8 +7,10 @@ from typing import Any
 
 import orjson
 
-#: Bytes of a string that is left out, and of all the rest, which is looked through for where they were.
-_LONG, _MAX_REST = 64 * 1024, 256 * 1024
+#: Bytes of a string that is left out.
+_LONG = 64 * 1024
+#: All the rest is looked through for where they were: bytes of it, and values, one more than commas.
+_MAX_REST, _MAX_COMMAS = 256 * 1024, 10_000
 #: What may follow the quote that ends a string.
 _BEHIND = b" \t\r\n,:]}"
 #: Stands for a string that was left out; nobody can write it into a body.
@@ -24,15 +26,19 @@ def loads(body: bytes | bytearray) -> Any:
     places = _long_strings(body)
     if not places or len(body) - sum(end - start for start, end in places) > _MAX_REST:
         return orjson.loads(body)
-    pieces, left_out, at = [], {}, 0
+    pieces: list[bytes | bytearray] = []
+    left_out, at = {}, 0
     for number, (start, end) in enumerate(places):
         mark = f"{_MARK}{number}"
         pieces += [body[at:start], mark.encode()]
         left_out[mark], at = memoryview(body)[start:end], end
-    root = [orjson.loads(b"".join([*pieces, body[at:]]))]
+    rest = b"".join([*pieces, body[at:]])
+    if rest.count(b",") > _MAX_COMMAS:
+        return orjson.loads(body)
     try:
+        root = [orjson.loads(rest)]
         _put_back(root, {mark: str(text, "utf-8") for mark, text in left_out.items()})
-    except (KeyError, UnicodeDecodeError):  # one is a key, or no UTF-8
+    except (KeyError, ValueError):  # one is a key, or no UTF-8; or it is no JSON, and the parser says where
         return orjson.loads(body)
     return root[0]
 

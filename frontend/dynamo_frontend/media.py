@@ -25,12 +25,13 @@ KINDS = {
     "video_url": ("video", pb.MEDIA_KIND_VIDEO),
     "audio_url": ("audio", pb.MEDIA_KIND_AUDIO),
 }
-_DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE)
+_DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE | re.ASCII)
 
 
+_MAX_PREFIX = 1024
 #: Others get their turns for so long between two steps of milliseconds.
 _TURNS_S = 0.001
-_HTTP = re.compile(r"https?://", re.IGNORECASE)
+_HTTP = re.compile(r"https?://", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,7 @@ class Media:
         found = list(_found(turns))
         if not found:
             return False
-        if "media" not in card.capabilities:
-            kind = KINDS[found[0].part["type"]][0]
-            text = f"model {card.name!r} takes no {kind}s: its worker does not declare the capability 'media'"
-            raise UnsupportedError(text, param=found[0].where)
+        _check_taken(found[0], card)
         if len(found) > self._limits.max_items:
             text = f"the chat has {len(found)} pictures, videos and sounds: at most {self._limits.max_items}"
             raise InvalidRequestError(text, param=found[self._limits.max_items].where)
@@ -120,7 +118,7 @@ class Media:
         """Add an item; gives its bytes. They are large: copied once, and others get their turns around it."""
         _check_url(found)
         name, kind = KINDS[found.part["type"]]
-        if match := _DATA.match(found.url):
+        if match := _data(found.url):
             data, mime = self._decoded(found, match.end(), limit), (match[1] or "").lower()
         elif wants_bytes:
             try:
@@ -180,6 +178,19 @@ class Media:
                 left -= await self._add(found, items, min(left, self._limits.max_bytes), wants_bytes=wants_bytes)
 
 
+def check_media(turns: Sequence[dict[str, Any]], card: model_card_pb2.ModelCard) -> None:
+    """Refuse a chat with media where the worker takes none."""
+    if found := next(_found(turns), None):
+        _check_taken(found, card)
+
+
+def _check_taken(found: Found, card: model_card_pb2.ModelCard) -> None:
+    if "media" not in card.capabilities:
+        kind = KINDS[found.part["type"]][0]
+        text = f"model {card.name!r} takes no {kind}s: its worker does not declare the capability 'media'"
+        raise UnsupportedError(text, param=found.where)
+
+
 def check_part(part: dict[str, Any], where: str) -> None:
     """Refuse a part that is no text where it isn't what OpenAI's API has.
 
@@ -215,8 +226,13 @@ def _found(turns: Sequence[dict[str, Any]]) -> Iterator[Found]:
                 yield Found(part, f"messages.{number}.content.{place}")
 
 
+def _data(url: str) -> re.Match[str] | None:
+    """What stands before the data of a data URL."""
+    return _DATA.match(url, 0, _MAX_PREFIX)
+
+
 def _check_url(found: Found) -> None:
-    if not _HTTP.match(found.url) and not _DATA.match(found.url):
+    if not _HTTP.match(found.url) and not _data(found.url):
         text = "a url begins with http:// or https://, or is data:TYPE;base64,…"
         raise InvalidRequestError(text, param=f"{found.where}.{found.part['type']}.url")
 

@@ -59,7 +59,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 _ERRORS = {
     "400": "The request is wrong: `param` names the field.",
     "404": "There is no such model: the message names those there are.",
-    "408": "The client doesn't read its answer.",
+    "408": "The client doesn't send its body, or doesn't read its answer.",
     "412": "No worker serves the model card that the request was prepared with.",
     "413": "The body is too large.",
     "499": "The request was cancelled.",

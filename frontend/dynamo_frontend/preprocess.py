@@ -275,6 +275,7 @@ def naming(
         for place, where in (places or {}).items():
             if error.param == place or error.param.startswith(f"{place}."):
                 error.param = where
+                break
         raise
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dynamo_frontend.catalog import Model
-from dynamo_frontend.media import KINDS, check_part, for_template
+from dynamo_frontend.media import KINDS, check_media, check_part, for_template
 from dynamo_frontend.offers import Offer, offer_of
 from dynamo_frontend.parsers.families import Family
 from dynamo_frontend.schemas import Message, Templated, TokenizeRequest
@@ -30,7 +30,9 @@ async def chat_tokens(messages: Sequence[Message], how: Templated, model: Model)
     _check_tokenizer(model)
     offer = offer_of(how)
     offer.check(model)
-    return (await chat_prompt(model, checked_turns(messages), how, offer)).token_ids
+    turns = checked_turns(messages)
+    check_media(turns, model.card)
+    return (await chat_prompt(model, turns, how, offer)).token_ids
 
 
 def text_of(token_ids: list[int], model: Model) -> str:

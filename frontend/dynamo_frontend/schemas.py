@@ -52,7 +52,9 @@ class TextPart(Body):
     """A part of a message."""
 
     model_config = ConfigDict(extra="allow")
-    type: str
+    type: str = Field(
+        description="text, image_url, video_url, audio_url or input_audio: what it is stands in the field of that name."
+    )
     text: str | None = None
 
 

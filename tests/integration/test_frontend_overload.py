@@ -241,24 +241,47 @@ async def test_the_openai_client_comes_back_when_it_is_told(mesh: Mesh) -> None:
 
 async def test_bodies_together_have_a_limit(mesh: Mesh) -> None:
     worker = Narrow()
-    async with front_of(mesh, max_bodies_bytes=100_000, overload_status=529) as front:
+    async with front_of(mesh, max_bodies_bytes=200_000, overload_status=529) as front:
         await mesh.serve_worker(worker)
         await eventually(front.frontend.catalog.ready)
         serving = front.frontend._serving
-        large = asyncio.ensure_future(ask(front, padding="x" * 40_000))
+        large = asyncio.ensure_future(ask(front, padding="x" * 80_000))
         await eventually(lambda: serving.num_running == 1)
         held = serving.bodies.num_bytes
-        assert held > 40_000
+        assert held > 80_000
         for path in ("/v1/completions", "/tokenize"):
-            refused = await front.post({**ASK, "padding": "x" * 80_000}, path)
+            refused = await front.post({**ASK, "padding": "x" * 160_000}, path)
             assert (refused.status_code, refused.headers["retry-after"]) == (529, "1")
             assert "--max-bodies-mb" in refused.json()["error"]["message"]
-        assert (await ask(front, padding="x" * 100_000)).status_code == 413  # it would never have room
+        assert (await ask(front, padding="x" * 200_000)).status_code == 413  # it would never have room
         assert serving.bodies.num_bytes == held
-        small = asyncio.ensure_future(ask(front))
+        small = asyncio.ensure_future(ask(front, padding="x" * 60_000))  # has room always
         await eventually(lambda: serving.num_running == 2)
         worker.go.set()
         assert ((await large).status_code, (await small).status_code) == (200, 200)
         await eventually(lambda: serving.bodies.num_bytes == 0)
-        assert (await front.post({**ASK, "padding": "x" * 80_000}, "/tokenize")).status_code == 200
+        assert (await front.post({**ASK, "padding": "x" * 160_000}, "/tokenize")).status_code == 200
         await eventually(lambda: serving.bodies.num_bytes == 0)
+
+
+async def test_a_client_that_stops_sending_is_given_up(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dynamo_frontend.bodies.STALL_S", 0.5)
+    async with front_of(mesh) as front:
+        bodies = front.frontend._serving.bodies
+        for path in ("/v1/chat/completions", "/tokenize"):
+            head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n".encode()
+            reader, writer = await asyncio.open_connection(front.http.base_url.host, front.http.base_url.port)
+            writer.write(head + b"x" * 100_000)
+            answer = await asyncio.wait_for(reader.read(500), 10)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            assert bodies.num_bytes == 0
+            writer.close()
+            reader, writer = await asyncio.open_connection(front.http.base_url.host, front.http.base_url.port)
+            writer.write(head + b"x" * 100_000)
+            await eventually(lambda: bodies.num_bytes == 100_000)
+            writer.transport.abort()
+            await eventually(lambda: bodies.num_bytes == 0)
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]

@@ -301,6 +301,8 @@ WRONG: list[tuple[Any, str, str]] = [
     ({"type": "image_url"}, "messages.0.content.0.image_url.url", "no url"),
     ({"type": "image_url", "image_url": {"url": 5}}, "messages.0.content.0.image_url.url", "no url"),
     ({"type": "image_url", "image_url": {"url": "ftp://x/y"}}, "messages.0.content.0.image_url.url", "begins with"),
+    ({"type": "image_url", "image_url": {"url": "http\u017f://x/y"}}, "messages.0.content.0.image_url.url", "begins with"),
+    ({"type": "image_url", "image_url": "data:a/a" + ";a=b" * 300_000}, "messages.0.content.0.image_url.url", "begins with"),
     ({"type": "image_url", "image_url": "data:image/png;base64,###"}, "messages.0.content.0", "no base64"),
     ({"type": "image_url", "image_url": {"url": "data:text/html;base64,eHh4"}}, "messages.0.content.0", "text/html, no image"),
     ({"type": "input_audio", "input_audio": {}}, "messages.0.content.0.input_audio.data", "no data"),
@@ -344,8 +346,16 @@ async def test_pictures_that_tools_answer_and_places_in_other_apis(mesh: Mesh) -
         assert answer["content"][0]["text"] == "PNG, 3 x 2\n"
         answer = (await front.post(response(data_url(picture())), "/v1/responses")).json()
         assert answer["output"][0]["content"][0]["text"] == "PNG, 3 x 2\n"
+        nothing = message(picture())
+        nothing["messages"][2]["content"][0]["content"] = None
+        answer = (await front.post(nothing, "/v1/messages")).json()
+        assert answer["content"][0]["text"] == "There is no picture."
         wrong = (await front.post(message(b""), "/v1/messages")).json()
         assert wrong["error"]["message"] == "messages.2.content.0.content.1: the image is empty"
+        image = nothing["messages"][0]["content"] = [{"type": "image", "source": {"type": "url", "url": "ftp://x"}}] * 3
+        image.insert(0, {"type": "redacted_thinking"})
+        wrong = (await front.post({**nothing, "system": None}, "/v1/messages")).json()
+        assert wrong["error"]["message"].startswith("messages.0.content.1: a url begins with")
         error = await front.error(response("ftp://x/y"), 400, "/v1/responses")
         assert error["param"] == "input.2.output.1"
         alone = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:image/png;base64,#"}]}]
@@ -360,6 +370,10 @@ async def test_models_without_eyes(front: Front) -> None:
     error = await front.error(chat(data_url(picture()), model="tiny"), 400)
     assert "takes no images" in error["message"]
     assert error["param"] == "messages.0.content.1"
+    source = {"type": "url", "url": "https://x.example/y.png"}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
+    counted = await front.post(body, "/v1/messages/count_tokens")
+    assert (counted.status_code, "takes no images" in counted.json()["error"]["message"]) == (400, True)
 
 
 @pytest.mark.full

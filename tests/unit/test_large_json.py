@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -69,6 +70,7 @@ TAKEN_WHOLE = [
     {"text": ", a string" + DATA},
     {"a": "x", "numbers": [1] * 40_000, "b": "y"},
     {"text": [0] * 200_000, "url": URL},
+    {"text": [0] * 20_000, "url": URL},
 ]
 
 
@@ -93,12 +95,16 @@ def test_a_field_that_comes_twice_is_its_last() -> None:
         f'{{"a" "{URL}"}}',
         f'{{"a": "{URL}\n"}}',
         f'{{"data" : {DATA}"}}',
+        f'{{"a": "{DATA}",}}',
         f'{{"a": "{DATA}\udcff"}}',
     ],
 )
 def test_broken_bodies(body: str) -> None:
-    with pytest.raises(orjson.JSONDecodeError):
-        large_json.loads(body.encode(errors="surrogateescape"))
+    data = body.encode(errors="surrogateescape")
+    with pytest.raises(orjson.JSONDecodeError) as expected:
+        orjson.loads(data)
+    with pytest.raises(orjson.JSONDecodeError, match=re.escape(str(expected.value))):
+        large_json.loads(data)
 
 
 TEXT = st.text(max_size=5) | st.sampled_from([URL, DATA, "x" * 40_000, "é" * 33_000, URL + '"', "\\" + URL, ":" + DATA])

@@ -2,10 +2,12 @@
 let described = null;
 
 export async function showApi() {
-  const view = document.getElementById("operations");
   if (described) return;
+  const view = document.getElementById("operations");
   try {
-    described = await (await fetch("/openapi.json")).json();
+    const answer = await fetch("/openapi.json");
+    if (!answer.ok) throw new Error(answer.statusText);
+    described = await answer.json();
   } catch {
     view.textContent = "the frontend does not answer";
     return;
@@ -38,12 +40,15 @@ function folded(summary, make) {
 function fields(schema) {
   const { properties = {}, required = [] } = resolved(schema);
   const names = Object.keys(properties).sort((a, b) => required.includes(b) - required.includes(a));
-  const rows = names.map((name) => {
-    const field = properties[name];
-    const [about, inner] = [element("td", "long", field.description ?? ""), objectIn(field)];
-    if (inner) about.append(folded(element("summary", "", "its fields"), () => [fields(inner)]));
-    const [type, needed] = [element("td", "long", typeOf(field)), required.includes(name)];
-    return element("tr", "", element("td", "", element("code", needed ? "needed" : "", name)), type, about);
+  const rows = names.flatMap((name) => {
+    const [field, needed] = [properties[name], required.includes(name)];
+    const cells = [element("td", "long", typeOf(field)), element("td", "long", field.description ?? "")];
+    const row = element("tr", "", element("td", "", element("code", needed ? "needed" : "", name)), ...cells);
+    const inner = objectIn(field);
+    if (!inner) return [row];
+    const below = element("td", "inner", folded(element("summary", "", `the fields of ${name}`), () => [fields(inner)]));
+    below.colSpan = 3;
+    return [row, element("tr", "", below)];
   });
   return table(["field", "what it takes", "about"], rows);
 }

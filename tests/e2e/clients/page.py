@@ -85,9 +85,11 @@ with sync_playwright() as playwright:
     operation.locator("summary").first.press("Enter")
     expect(operation).to_contain_text("max_completion_tokens")
     expect(operation).to_contain_text("integer (1 … below 2^32)")
-    field = operation.locator("tr", has=page.get_by_text("messages", exact=True)).first
+    field = operation.locator("details", has_text="the fields of messages").first
     field.locator("summary").first.click()
     expect(field).to_contain_text("role")
+    field.locator("summary", has_text="the fields of content").click()
+    expect(field).to_contain_text("image_url")
     page.screenshot(path=f"{folder}/api.png")
 
     # the mesh, and a worker that goes
