@@ -13,7 +13,7 @@ from dynamo_grpc.cli.chat import chat
 from dynamo_grpc.cli.conformance import conformance
 from dynamo_grpc.cli.doctor import doctor
 from dynamo_grpc.cli.drain import drain
-from dynamo_grpc.cli.options import MeshGroup
+from dynamo_grpc.cli.options import MeshGroup, missing
 from dynamo_grpc.cli.protos import protos
 from dynamo_grpc.cli.ps import ps
 from dynamo_grpc.cli.registry import registry
@@ -42,14 +42,12 @@ def _load(found: EntryPoint) -> click.Command:
     try:
         loaded: Any = found.load()
     except ModuleNotFoundError as error:
-        missing = error.name
+        told = f"`{found.name}` {missing(found, error)}"
 
-        @click.command(found.name, context_settings={"ignore_unknown_options": True}, help=f"(needs {missing})")
+        @click.command(found.name, context_settings={"ignore_unknown_options": True}, help=f"(needs {error.name})")
         @click.argument("args", nargs=-1, type=click.UNPROCESSED)
         def unavailable(args: tuple[str, ...]) -> None:
-            raise click.ClickException(
-                f"`{found.name}` needs the package {missing}: pip install 'dynamo-grpc[frontend]'"
-            )
+            raise click.ClickException(told)
 
         return unavailable
     assert isinstance(loaded, click.Command)

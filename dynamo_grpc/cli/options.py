@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 import click
@@ -28,6 +29,13 @@ def option(flag: str, text: str, *names: str, envvar: str | Sequence[str] = "", 
     variable = envvar or "DYN_" + flag.removeprefix("--").replace("-", "_").upper()
     kwargs.setdefault("show_default", kwargs.get("default") not in (None, ""))
     return click.option(flag, *names, envvar=variable, show_envvar=True, help=text, **kwargs)
+
+
+def missing(found: EntryPoint, error: ModuleNotFoundError) -> str:
+    """What a command or a worker needs that isn't installed: the extras of its entry point."""
+    package = found.dist.name if found.dist else "dynamo-grpc"
+    wanted = f"'{package}[{','.join(found.extras)}]'" if found.extras else error.name
+    return f"needs the package {error.name}: pip install {wanted}"
 
 
 router_mode_option = option(

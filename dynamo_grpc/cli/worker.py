@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_option, option
+from dynamo_grpc.cli.options import PORT, MeshCommand, configure_logging, log_option, missing, option
 from dynamo_grpc.entry import importing
 from dynamo_grpc.errors import ConfigurationError, names
 from dynamo_grpc.names import nearest
@@ -174,9 +174,7 @@ def find_worker(target: str) -> Any:
     try:
         return installed[target].load()
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"worker {target!r} needs the package {error.name}: pip install 'dynamo-grpc[frontend]'"
-        ) from error
+        raise ConfigurationError(f"worker {target!r} {missing(installed[target], error)}") from error
 
 
 def _load_file(path: Path) -> Any:

@@ -69,9 +69,10 @@ def test_the_core_alone_runs_a_worker(wheel: Path, start: Start, tmp_path: Path)
     assert '"text": "Hello!"' in call.output
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
-    tiny = start(command, "worker", "tiny", cwd=tmp_path)
-    assert tiny.wait() == 1
-    assert "pip install 'dynamo-grpc[frontend]'" in tiny.output
+    for name, extras in (("tiny", "frontend"), ("minilm", "frontend,embeddings"), ("openai", "openai")):
+        lacking = start(command, "worker", name, cwd=tmp_path)
+        assert lacking.wait() == 1
+        assert f"pip install 'dynamo-grpc[{extras}]'" in lacking.output
     front = start(command, "frontend", cwd=tmp_path)
     assert front.wait() == 1
     assert "pip install 'dynamo-grpc[frontend]'" in front.output
