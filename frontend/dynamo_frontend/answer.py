@@ -35,7 +35,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 HOLD_S = 10.0
 #: After that, a comment is sent when nothing was for so long, for the proxies in between.
 PULSE_S = 15.0
-#: A client that takes no byte for so long is given up.
+#: A client that takes no byte, or sends none of its body, for so long is given up.
 STALL_S = 30.0
 #: How often both are looked at.
 LOOK_S = 5.0

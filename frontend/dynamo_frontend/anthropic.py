@@ -13,6 +13,8 @@ from dynamo_frontend.schemas import (
     ChatRequest,
     Options,
     check_refused,
+    content_of,
+    joined,
     json_of,
     string_of,
     text_of,
@@ -144,7 +146,7 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
         place = f"{where}.{number}"
         match block.get("type"):
             case "tool_result":
-                content = _content(block.get("content") or "", f"{place}.content")
+                content = content_of(block.get("content") or "", f"{place}.content", _part)
                 turns.append(
                     {"role": "tool", "tool_call_id": string_of(block, "tool_use_id", place), "content": content}
                 )
@@ -162,20 +164,8 @@ def _turns(turn: Turn, where: str) -> list[dict[str, Any]]:
             case _:
                 shown.append(_part(block, place))
     if shown or len(said) > 1 or not turns:
-        turns.append(said | ({"content": _joined(shown)} if shown or len(said) == 1 else {}))
+        turns.append(said | ({"content": joined(shown)} if shown or len(said) == 1 else {}))
     return turns
-
-
-def _content(content: Any, where: str) -> Any:
-    """What a tool answered."""
-    if not isinstance(content, list):
-        return text_of(content, where)
-    return _joined([_part(block, f"{where}.{number}") for number, block in enumerate(content)])
-
-
-def _joined(parts: list[dict[str, Any]]) -> Any:
-    """Parts where there are pictures, else their text."""
-    return parts if any(part["type"] != "text" for part in parts) else "".join(part["text"] for part in parts)
 
 
 def _part(block: Any, where: str) -> dict[str, Any]:

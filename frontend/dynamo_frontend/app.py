@@ -117,13 +117,12 @@ class Frontend:
         request and 4 µs a token and do nothing for them: those handlers answer all of their errors themselves.
         """
         handler = self._direct.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if handler is None:
-            with self._serving.bodies.held(scope):
-                await self.app(scope, receive, _with_id(scope, send) if scope["type"] == "http" else send)
-            return
         with self._serving.bodies.held(scope):
-            response = await handler(Request(scope, receive))
-            await response(scope, receive, send)
+            if handler is None:
+                await self.app(scope, receive, _with_id(scope, send) if scope["type"] == "http" else send)
+            else:
+                response = await handler(Request(scope, receive))
+                await response(scope, receive, send)
 
     def _add_routes(self, app: FastAPI) -> None:
         bodies: dict[str, type[BaseModel]] = {}

@@ -11,13 +11,12 @@ import orjson
 from fastapi import Request
 
 from dynamo_frontend import large_json
+from dynamo_frontend.answer import STALL_S
 from dynamo_frontend.asked import headers_of
 from dynamo_grpc import InvalidRequestError, OverloadedError, RequestCancelledError, TooLargeError
 
 #: Bytes of a body that always has room, and of one that takes milliseconds.
 _SMALL, _LARGE = 64 * 1024, 1024 * 1024
-#: A client that sends nothing of its body for so long is given up.
-STALL_S = 30.0
 _HELD = "dynamo_frontend.held"  # in the ASGI scope
 
 

@@ -12,6 +12,7 @@ from dynamo_frontend.schemas import (
     ChatRequest,
     Options,
     check_refused,
+    content_of,
     json_of,
     string_of,
     text_of,
@@ -145,7 +146,7 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
     for number, item in enumerate(items):
         where, extra = f"input.{number}", item.model_extra or {}
         if item.type == "message":
-            turn = {"role": item.role, "content": _content(item.content or "", f"{where}.content")}
+            turn = {"role": item.role, "content": content_of(item.content or "", f"{where}.content", _part)}
             if item.role == "assistant" and turns and turns[-1]["role"] == "assistant" and "content" not in turns[-1]:
                 turns[-1] |= turn
             else:
@@ -159,30 +160,19 @@ def _turns(items: list[InputItem]) -> list[dict[str, Any]]:
             call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
             _assistant(turns).setdefault("tool_calls", []).append(call)
         elif item.type == "function_call_output":
-            output = _content(extra.get("output", ""), f"{where}.output")
+            output = content_of(extra.get("output", ""), f"{where}.output", _part)
             turns.append({"role": "tool", "tool_call_id": string_of(extra, "call_id", where), "content": output})
         else:
             raise UnsupportedError(f"input of type {item.type!r} is not supported here", param=where)
     return turns
 
 
-def _content(content: Any, where: str) -> Any:
-    """Content as chats have it: text, or parts where there are pictures."""
-    if not isinstance(content, list) or not any(_is_image(part) for part in content):
-        return text_of(content, where, _TEXTS)
-    parts: list[dict[str, Any]] = []
-    for number, part in enumerate(content):
-        place = f"{where}.{number}"
-        if _is_image(part):
-            told = {"url": string_of(part, "image_url", place), "detail": part.get("detail") or "auto"}
-            parts.append({"type": "image_url", "image_url": told, "where": place})
-        else:
-            parts.append({"type": "text", "text": text_of_part(part, place, _TEXTS), "where": place})
-    return parts
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type") == "input_image"
+def _part(part: Any, where: str) -> dict[str, Any]:
+    """A part of content as a chat's."""
+    if isinstance(part, dict) and part.get("type") == "input_image":
+        told = {"url": string_of(part, "image_url", where), "detail": part.get("detail") or "auto"}
+        return {"type": "image_url", "image_url": told, "where": where}
+    return {"type": "text", "text": text_of_part(part, where, _TEXTS), "where": where}
 
 
 def _assistant(turns: list[dict[str, Any]]) -> dict[str, Any]:

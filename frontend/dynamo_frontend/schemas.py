@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import orjson
@@ -135,6 +135,22 @@ def text_of_part(part: Any, where: str, types: Collection[str] = ("text",)) -> s
     if part.get("type") not in types or not isinstance(text, str):
         raise UnsupportedError(f"content of type {part.get('type')!r} is not supported here", param=where)
     return text
+
+
+def content_of(content: Any, where: str, part_of: Callable[[Any, str], dict[str, Any]]) -> Any:
+    """Content of another API as chats have it.
+
+    Args:
+        part_of: makes a chat's part of one of its parts; by its place.
+    """
+    if not isinstance(content, list):
+        return text_of(content, where)
+    return joined([part_of(part, f"{where}.{number}") for number, part in enumerate(content)])
+
+
+def joined(parts: list[dict[str, Any]]) -> Any:
+    """A chat's parts where some are no text, else their text."""
+    return parts if any(part["type"] != "text" for part in parts) else "".join(part["text"] for part in parts)
 
 
 def string_of(values: Mapping[str, Any], key: str, where: str) -> str:
