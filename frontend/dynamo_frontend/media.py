@@ -26,12 +26,11 @@ KINDS = {
     "audio_url": ("audio", pb.MEDIA_KIND_AUDIO),
 }
 _DATA = re.compile(r"data:([a-z0-9.+-]+/[a-z0-9.+-]+)?((?:;[a-z0-9-]+=[^;,]*)*);base64,", re.IGNORECASE | re.ASCII)
-
-
+_HTTP = re.compile(r"https?://", re.IGNORECASE | re.ASCII)
+#: Characters in which a data URL has said what it is: looking further takes seconds.
 _MAX_PREFIX = 1024
 #: Others get their turns for so long between two steps of milliseconds.
 _TURNS_S = 0.001
-_HTTP = re.compile(r"https?://", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
